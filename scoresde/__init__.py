@@ -1,0 +1,54 @@
+"""scoresde: continuous-time score-based generative models.
+
+One arrow: ``SDE -> Score -> Reverse -> Solver -> samples, latents, likelihoods``. The public names
+load on first use, so that importing the package (and ``scoresde --help``) does not import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "sde": ["DDPM", "EDM", "SDE", "VE", "VP", "Cosine", "GaussianSDE", "Linear", "Reverse", "SubVP"],
+    "parameterization": ["V", "X0", "Eps", "Karras", "RawScore"],
+    "model": ["Score", "ScoreModel"],
+    "analytic": ["GaussianMixture", "MixtureScore"],
+    "training.objective": ["DSM"],
+    "sampling": ["Samples", "sample"],
+    "likelihood": ["LogProb", "bits_per_dim", "log_prob", "vlb"],
+    "checkpoint": ["load"],
+    "config": ["ConfigError"],
+}
+_ROOMS = ["data", "grids", "likelihood", "nets", "solvers", "training", "bench"]
+_HOME_OF = {name: home for home, members in _HOMES.items() for name in members}
+
+__all__ = ["__version__", *_HOME_OF, *_ROOMS]
+
+if TYPE_CHECKING:
+    from . import bench, data, grids, likelihood, nets, solvers, training
+    from .analytic import GaussianMixture, MixtureScore
+    from .checkpoint import load
+    from .config import ConfigError
+    from .likelihood import LogProb, bits_per_dim, log_prob, vlb
+    from .model import Score, ScoreModel
+    from .parameterization import V, X0, Eps, Karras, RawScore
+    from .sampling import Samples, sample
+    from .sde import DDPM, EDM, SDE, VE, VP, Cosine, GaussianSDE, Linear, Reverse, SubVP
+    from .training.objective import DSM
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name in _HOME_OF:
+        value = getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

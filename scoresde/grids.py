@@ -1,0 +1,96 @@
+r"""Time grids: where a solver steps, apart from how.
+
+A grid gives ``steps + 1`` decreasing times from ``t_start`` to ``t_end``, in float64 on the CPU.
+Solvers take their step from neighbouring times, so any grid serves any solver.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .sde.base import GaussianSDE
+
+
+@dataclass(frozen=True)
+class Grid(ABC):
+    """Rule that places the times: equal steps in some function of time."""
+
+    def __call__(self, sde: GaussianSDE, steps: int, t_start: float, t_end: float) -> Tensor:
+        """``steps + 1`` times from ``t_start`` down to ``t_end``.
+
+        Raises:
+            ValueError: if ``steps < 1`` or not ``0 <= t_end < t_start <= t_max``.
+        """
+        if steps < 1:
+            raise ValueError(f"a grid needs steps >= 1, got {steps}")
+        if not 0 <= t_end < t_start <= sde.t_max:
+            raise ValueError(
+                f"a grid needs 0 <= t_end < t_start <= {sde.t_max}, "
+                f"got t_start={t_start}, t_end={t_end}"
+            )
+        times = self.place(sde, torch.linspace(0, 1, steps + 1, dtype=torch.float64), t_start, t_end)
+        times[0], times[-1] = t_start, t_end
+        return times
+
+    @abstractmethod
+    def place(self, sde: GaussianSDE, u: Tensor, t_start: float, t_end: float) -> Tensor:
+        """Times at the fractions ``u`` in [0, 1] of the way."""
+
+
+@dataclass(frozen=True)
+class Uniform(Grid):
+    """Equal steps in ``t``."""
+
+    def place(self, sde: GaussianSDE, u: Tensor, t_start: float, t_end: float) -> Tensor:
+        """``t_start + u (t_end - t_start)``."""
+        return t_start + u * (t_end - t_start)
+
+
+@dataclass(frozen=True)
+class Quadratic(Grid):
+    """Equal steps in ``sqrt(t)``."""
+
+    def place(self, sde: GaussianSDE, u: Tensor, t_start: float, t_end: float) -> Tensor:
+        """``(sqrt(t_start) + u (sqrt(t_end) - sqrt(t_start)))^2``."""
+        return (t_start**0.5 + u * (t_end**0.5 - t_start**0.5)) ** 2
+
+
+@dataclass(frozen=True)
+class LogSNR(Grid):
+    """Equal steps in the log-SNR, the natural time of exponential integrators."""
+
+    def place(self, sde: GaussianSDE, u: Tensor, t_start: float, t_end: float) -> Tensor:
+        """``time(log_snr_start + u (log_snr_end - log_snr_start))``."""
+        start, end = sde.log_snr(t_start), sde.log_snr(t_end)
+        return sde.time(start + u * (end - start))
+
+
+@dataclass(frozen=True)
+class Karras(Grid):
+    """Equal steps in ``q^(1/rho)`` with ``q = sigma/alpha``: shorter steps at less noise.
+
+    Source: Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al.,
+    2022), equation 5, https://arxiv.org/abs/2206.00364.
+
+    Args:
+        rho: exponent, > 0; 1 is uniform in ``q``, large values approach :class:`LogSNR`.
+    """
+
+    rho: float = 7.0
+
+    def __post_init__(self) -> None:
+        if not self.rho > 0:
+            raise ValueError(f"Karras grid needs rho > 0, got {self.rho}")
+
+    def place(self, sde: GaussianSDE, u: Tensor, t_start: float, t_end: float) -> Tensor:
+        """``time(-log q)`` of the interpolated ``q``."""
+        start = (-sde.log_snr(t_start) / self.rho).exp()
+        end = (-sde.log_snr(t_end) / self.rho).exp()
+        return sde.time(-self.rho * (start + u * (end - start)).log())
+
+
+__all__ = ["Grid", "Karras", "LogSNR", "Quadratic", "Uniform"]

@@ -1,0 +1,130 @@
+"""Scores: the protocol, and a network that is one.
+
+A score is any callable ``score(x, t, **cond) -> grad_x log p_t(x)`` that carries its ``.sde``. The
+class :class:`Score` adds the equivalent readings of it: noise, denoised data, ODE velocity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .parameterization import Parameterization
+from .sde.base import GaussianSDE, as_time, match
+
+if TYPE_CHECKING:
+    from .data.scaler import Scaler
+
+
+class Score:
+    """Base of scores of Gaussian processes: a subclass gives ``__call__`` and ``sde``."""
+
+    sde: GaussianSDE
+
+    def noise(self, x: Tensor, t: float | Tensor, **cond: Any) -> Tensor:
+        """``eps_hat = -sigma(t) score(x, t)``, of the shape of ``x``."""
+        t = as_time(t, x)
+        return match(-self.sde.sigma(t), x) * self(x, t, **cond)  # type: ignore[operator]
+
+    def denoise(self, x: Tensor, t: float | Tensor, **cond: Any) -> Tensor:
+        """``E[x_0 | x_t] = (x - sigma eps_hat)/alpha``, of the shape of ``x``."""
+        t = as_time(t, x)
+        eps = self.noise(x, t, **cond)
+        return (x - match(self.sde.sigma(t), x) * eps) / match(self.sde.alpha(t), x)
+
+    def velocity(self, x: Tensor, t: float | Tensor, **cond: Any) -> Tensor:
+        """``dx/dt = f(x, t) - g(t)^2/2 score(x, t)``, the drift of the probability-flow ODE."""
+        return self.sde.reverse(self.__call__, eta=0.0, **cond).drift(x, as_time(t, x))
+
+
+class ScoreModel(nn.Module, Score):
+    """A network composed with a process and a parameterization.
+
+        eps_hat = c_skip x + c_out F(c_in x, c_noise),    score = -eps_hat / sigma
+
+    Args:
+        net: ``F(x, c_noise, **cond)`` with ``x`` of shape ``(B, *shape)`` and ``c_noise`` of
+            shape ``(B,)``, giving the shape of ``x``.
+        sde: the forward process.
+        parameterization: what ``F`` predicts.
+        shape: shape of one item, where known.
+        scaler: map between data and model range, where known.
+        weights: which weights these are, ``"ema"`` or ``"raw"``; reported with every result.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        sde: GaussianSDE,
+        parameterization: Parameterization,
+        *,
+        shape: tuple[int, ...] | None = None,
+        scaler: Scaler | None = None,
+        weights: str = "raw",
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.sde = sde
+        self.parameterization = parameterization
+        self.shape = shape
+        self.scaler = scaler
+        self.weights = weights
+
+    def noise(self, x: Tensor, t: float | Tensor, **cond: Any) -> Tensor:
+        """``eps_hat``, in the dtype of ``x``; the network computes in its own dtype."""
+        if self.shape is not None and tuple(x.shape[1:]) != tuple(self.shape):
+            raise ValueError(
+                f"x of shape {tuple(x.shape)} does not fit a model of (B, *{tuple(self.shape)})"
+            )
+        t = as_time(t, x)
+        c = self.parameterization(self.sde.alpha(t), self.sde.sigma(t))
+        parameter = next(self.net.parameters(), x)
+        c_noise = c.c_noise.reshape(-1).to(parameter.device, parameter.dtype, non_blocking=True)
+        inner = (match(c.c_in, x) * x).to(parameter.dtype)
+        out = self.net(inner, c_noise.expand(len(x)), **cond).to(x.dtype)
+        return match(c.c_skip, x) * x + match(c.c_out, x) * out
+
+    def forward(self, x: Tensor, t: float | Tensor, **cond: Any) -> Tensor:
+        """The score ``grad_x log p_t(x)``, of the shape and dtype of ``x``.
+
+        Args:
+            x: state, shape ``(B, *shape)``.
+            t: time, shape ``()``, ``(B,)`` or ``(B, 1, ..., 1)``, in ``[t_min, t_max]``.
+        """
+        t = as_time(t, x)
+        return -self.noise(x, t, **cond) / match(self.sde.sigma(t), x)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes ``model.safetensors`` and ``config.yaml``; :func:`scoresde.load` reads them."""
+        from .checkpoint import save_model
+
+        save_model(self, Path(folder))
+
+
+@contextmanager
+def evaluating(score: object) -> Iterator[None]:
+    """Puts a module into evaluation mode for the block, and back; other scores pass."""
+    if not isinstance(score, nn.Module) or not score.training:
+        yield
+        return
+    score.eval()
+    try:
+        yield
+    finally:
+        score.train()
+
+
+def home(score: object) -> tuple[torch.device, torch.dtype]:
+    """Device of a score, and the dtype its inputs are best kept in."""
+    if isinstance(score, nn.Module):
+        parameter = next(score.parameters(), None)
+        if parameter is not None:
+            dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
+            return parameter.device, dtype
+    device = getattr(score, "device", torch.device("cpu"))
+    return device, getattr(score, "dtype", torch.get_default_dtype())

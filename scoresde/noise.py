@@ -1,0 +1,126 @@
+r"""Gaussian noise keyed by (seed, sample, draw): a sample never depends on its batch.
+
+A counter-based generator, Philox4x32-10, maps the counter ``(block, draw, sample)`` under the key
+``seed`` to four 32-bit words; Box-Muller turns them into normals. It is evaluated by tensor
+operations on the device of the state, without a stream that devices or batches would share: the
+same seed gives the same noise in any batch, in any order and on any device.
+
+Source: Parallel Random Numbers: As Easy as 1, 2, 3 (Salmon et al., 2011),
+https://doi.org/10.1145/2063384.2063405.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+_MASK = 0xFFFFFFFF
+
+
+def philox(counter: tuple[Tensor, ...], key: tuple[int, int]) -> tuple[Tensor, ...]:
+    """Philox4x32-10 of four broadcastable int64 counters (32 bits each): four 32-bit words."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57  # wraps modulo 2^64, as wanted
+        c0, c1, c2, c3 = (
+            ((p1 >> 32) & _MASK) ^ c1 ^ k0,
+            p1 & _MASK,
+            ((p0 >> 32) & _MASK) ^ c3 ^ k1,
+            p0 & _MASK,
+        )
+        k0, k1 = (k0 + 0x9E3779B9) & _MASK, (k1 + 0xBB67AE85) & _MASK
+    return c0, c1, c2, c3
+
+
+class KeyedNoise:
+    """Source of noise for the samples ``start, start + 1, ...`` of a seed.
+
+    Each call is the next draw of every sample; sample ``i`` of draw ``n`` is a function of
+    ``(seed, i, n)`` and of its shape alone.
+
+    Args:
+        seed: any integer; its low 64 bits are the key.
+        start: index of the first sample of this batch.
+    """
+
+    def __init__(self, seed: int, start: int = 0) -> None:
+        self.seed = seed
+        self.start = start
+        self.draw = 0
+
+    def _words(self, batch: int, count: int, device: torch.device | None) -> Tensor:
+        """``(batch, count)`` words of 32 bits of the next draw, ``count`` a multiple of 4."""
+        block = torch.arange(count // 4, device=device)[None, :]
+        sample = torch.arange(self.start, self.start + batch, device=device)[:, None]
+        draw = torch.full_like(block, self.draw)
+        self.draw += 1
+        key = (self.seed & _MASK, (self.seed >> 32) & _MASK)
+        words = philox((block, draw, sample & _MASK, sample >> 32), key)
+        return torch.stack(torch.broadcast_tensors(*words), -1).flatten(1)
+
+    def _dims(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        dims = math.prod(shape[1:])
+        return dims, -(-dims // 4) * 4
+
+    def normal(
+        self,
+        shape: tuple[int, ...],
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """Standard normal draws of ``shape = (B, ...)``."""
+        device = torch.device(device or "cpu")
+        work = torch.device("cpu") if device.type == "mps" else device  # no float64 there
+        dims, count = self._dims(shape)
+        uniform = (self._words(shape[0], count, work).double() + 0.5) / 2**32
+        radius = (-2 * uniform[:, : count // 2].log()).sqrt()
+        angle = 2 * math.pi * uniform[:, count // 2 :]
+        pair = torch.cat([radius * angle.cos(), radius * angle.sin()], 1)
+        return pair[:, :dims].reshape(shape).to(device, dtype or torch.get_default_dtype())
+
+    def uniform(
+        self,
+        shape: tuple[int, ...],
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """Uniform draws in [0, 1) of ``shape = (B, ...)``."""
+        device = torch.device(device or "cpu")
+        dims, count = self._dims(shape)
+        words = self._words(shape[0], count, device)[:, :dims].reshape(shape)
+        # 24 bits are exact in float32, so that 1.0 itself is never reached.
+        return (words >> 8).to(dtype or torch.get_default_dtype()) / 2**24
+
+    def rademacher(
+        self,
+        shape: tuple[int, ...],
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """Draws of -1 or 1 with equal probability, of ``shape = (B, ...)``."""
+        device = torch.device(device or "cpu")
+        dims, count = self._dims(shape)
+        words = self._words(shape[0], count, device)[:, :dims].reshape(shape)
+        return (1 - 2 * (words & 1)).to(dtype or torch.get_default_dtype())
+
+
+NoiseSource: TypeAlias = "torch.Generator | KeyedNoise"
+
+
+def normal(
+    shape: tuple[int, ...],
+    source: NoiseSource | None = None,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Standard normal draws from a keyed source, a torch generator, or torch's global one."""
+    if isinstance(source, KeyedNoise):
+        return source.normal(shape, device, dtype)
+    # A generator draws on its own device, so that it works with any target.
+    home = source.device if source is not None else device
+    return torch.randn(shape, generator=source, device=home, dtype=dtype).to(device or home)
