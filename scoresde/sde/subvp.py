@@ -9,6 +9,7 @@ Source: Score-Based Generative Modeling through Stochastic Differential Equation
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ from .vp import LinearBeta
 @dataclass(frozen=True)
 class SubVP(LinearBeta):
     """Sub-VP process, ``sigma = 1 - alpha^2`` (the standard deviation, not its square)."""
+
+    name: ClassVar[str] = "subvp"
 
     def sigma(self, t: float | Tensor) -> Tensor:
         """``1 - alpha^2``, as ``-expm1(2 log alpha)``."""
