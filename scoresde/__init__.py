@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "sde": ["DDPM", "EDM", "SDE", "VE", "VP", "Cosine", "GaussianSDE", "Linear", "Reverse", "SubVP"],
+    "sde": [
+        "DDPM",
+        "EDM",
+        "SDE",
+        "VE",
+        "VP",
+        "Cosine",
+        "GaussianSDE",
+        "Linear",
+        "Reverse",
+        "SubVP",
+    ],
     "parameterization": ["V", "X0", "Eps", "Karras", "RawScore"],
     "model": ["Score", "ScoreModel"],
     "analytic": ["GaussianMixture", "MixtureScore"],

@@ -32,7 +32,9 @@ class Grid(ABC):
                 f"a grid needs 0 <= t_end < t_start <= {sde.t_max}, "
                 f"got t_start={t_start}, t_end={t_end}"
             )
-        times = self.place(sde, torch.linspace(0, 1, steps + 1, dtype=torch.float64), t_start, t_end)
+        times = self.place(
+            sde, torch.linspace(0, 1, steps + 1, dtype=torch.float64), t_start, t_end
+        )
         times[0], times[-1] = t_start, t_end
         return times
 

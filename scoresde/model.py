@@ -84,7 +84,9 @@ class ScoreModel(nn.Module, Score):
         t = as_time(t, x)
         c = self.parameterization(self.sde.alpha(t), self.sde.sigma(t))
         parameter = next(self.net.parameters(), x)
-        c_noise = c.c_noise.reshape(-1).to(parameter.device, parameter.dtype, non_blocking=True)
+        # The noise level stays in float32 or better: half precision cannot tell neighbours apart.
+        precise = torch.promote_types(parameter.dtype, torch.float32)
+        c_noise = c.c_noise.reshape(-1).to(parameter.device, precise, non_blocking=True)
         inner = (match(c.c_in, x) * x).to(parameter.dtype)
         out = self.net(inner, c_noise.expand(len(x)), **cond).to(x.dtype)
         return match(c.c_skip, x) * x + match(c.c_out, x) * out

@@ -41,9 +41,7 @@ class Parameterization(ABC):
 
     def __post_init__(self) -> None:
         if not self.sigma_data > 0:
-            raise ValueError(
-                f"{type(self).__name__} needs sigma_data > 0, got {self.sigma_data}"
-            )
+            raise ValueError(f"{type(self).__name__} needs sigma_data > 0, got {self.sigma_data}")
 
     @abstractmethod
     def skip_and_out(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:

@@ -68,6 +68,8 @@ class SDE(ABC):
 
     default_solver: ClassVar[str] = "heun"
     """Solver that :func:`scoresde.sample` takes when none is named."""
+    default_parameterization: ClassVar[str] = "v"
+    """What a network for this process predicts when nothing is said."""
     langevin_snr: ClassVar[float] = 0.01
     """Signal-to-noise ratio of the Langevin corrector (Song et al. 2021, table 5)."""
 

@@ -55,9 +55,7 @@ class DDPM(GaussianSDE):
     @cached_property
     def _log_alphas(self) -> Tensor:
         """``log alpha(i/N)`` for i = 0..N, float64."""
-        betas = torch.linspace(
-            self.beta_start, self.beta_end, self.num_steps, dtype=torch.float64
-        )
+        betas = torch.linspace(self.beta_start, self.beta_end, self.num_steps, dtype=torch.float64)
         return torch.cat([betas.new_zeros(1), torch.log1p(-betas).cumsum(0) / 2])
 
     def _interval(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:

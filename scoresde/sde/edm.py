@@ -9,6 +9,7 @@ https://arxiv.org/abs/2206.00364.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -31,6 +32,8 @@ class EDM(GaussianSDE):
     t_max: float = field(init=False, default=0.0)
     t_min_sampling: float = field(init=False, default=0.0)
     t_min_likelihood: float = field(init=False, default=0.0)
+
+    default_parameterization: ClassVar[str] = "karras"
 
     def __post_init__(self) -> None:
         if not 0 < self.sigma_min < self.sigma_max:

@@ -36,6 +36,7 @@ class VE(GaussianSDE):
     t_min_sampling: float = field(default=1e-5, kw_only=True)
 
     default_solver: ClassVar[str] = "pc"
+    default_parameterization: ClassVar[str] = "karras"
     langevin_snr: ClassVar[float] = 0.16
 
     def __post_init__(self) -> None:

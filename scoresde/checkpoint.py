@@ -1,0 +1,226 @@
+"""Models on disk: weights as safetensors, everything else as YAML, nothing executable.
+
+A model's folder holds ``model.safetensors`` and ``config.yaml``. A training run's folder holds
+``config.yaml`` and ``checkpoints/step-N/`` with the raw and averaged weights and the state of the
+optimizer. :func:`load` reads both, and the models that ship with the package as ``zoo:NAME``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import nets, parameterization, sde
+from .config import build, construct, describe, read_yaml, unknown
+from .model import ScoreModel
+
+FORMAT = 1
+ZOO = Path(__file__).parent / "zoo"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged or does not fit, said in one line."""
+
+
+def load(
+    path: str | Path, *, weights: str = "ema", device: str | torch.device = "cpu"
+) -> ScoreModel:
+    """The model in a run, in an exported folder or in the zoo, in evaluation mode.
+
+    Args:
+        path: ``runs/mine``, an exported folder, or ``zoo:mnist``.
+        weights: ``"ema"`` or ``"raw"``; an exported folder holds one of them.
+        device: where the weights go.
+
+    Raises:
+        CheckpointError: if there is no model, or a file of it is truncated or does not fit.
+    """
+    if weights not in ("ema", "raw"):
+        raise unknown("weights", weights, ("ema", "raw"))
+    folder = locate(path)
+    description = read_yaml(folder / "config.yaml")
+    model = build_model(description)
+    if (folder / "model.safetensors").exists():
+        file = folder / "model.safetensors"
+        model.weights = str(description.get("weights", "raw"))
+    else:
+        file = latest_checkpoint(folder) / f"{weights}.safetensors"
+        model.weights = weights
+    fit(model.net, read_tensors(file), file)
+    return model.to(device).eval()
+
+
+def locate(path: str | Path) -> Path:
+    """The folder behind a path or a ``zoo:`` name."""
+    text = str(path)
+    if text.startswith("zoo:"):
+        known = sorted(p.name for p in ZOO.iterdir() if (p / "config.yaml").exists())
+        if text[4:] not in known:
+            raise unknown("model", text, [f"zoo:{name}" for name in known])
+        return ZOO / text[4:]
+    folder = Path(path)
+    if not folder.is_dir():
+        raise CheckpointError(f"no model at {text}: there is no such folder")
+    if not (folder / "config.yaml").exists():
+        raise CheckpointError(f"no model at {text}: the folder has no config.yaml")
+    return folder
+
+
+def build_model(description: Mapping[str, Any]) -> ScoreModel:
+    """The untrained model that a ``config.yaml`` describes."""
+    from .data import Scaler
+
+    for section in ("sde", "parameterization", "net", "shape"):
+        if section not in description:
+            raise CheckpointError(f"config.yaml lacks the section {section!r}")
+    shape = tuple(description["shape"])
+    scaler = description.get("scaler")
+    if scaler is not None:
+        scaler = construct(Scaler, {k: v for k, v in scaler.items() if k != "name"}, "scaler")
+    return ScoreModel(
+        build(description["net"], nets, "net"),
+        build(description["sde"], sde, "sde"),
+        build(description["parameterization"], parameterization, "parameterization"),
+        shape=shape,
+        scaler=scaler,
+    )
+
+
+def describe_model(model: ScoreModel) -> dict[str, Any]:
+    """The sections from which :func:`build_model` rebuilds the model."""
+    if model.shape is None:
+        shape = getattr(model.net, "shape", None)
+        if shape is None:
+            raise CheckpointError(
+                "a model without a shape cannot be saved: pass ScoreModel(shape=)"
+            )
+        model.shape = tuple(shape)
+    try:
+        net = describe(model.net)
+    except TypeError as error:
+        raise CheckpointError(
+            f"{type(model.net).__name__} cannot be saved: a network to save is a dataclass, "
+            f"so that its fields can be written"
+        ) from error
+    return {
+        "format": FORMAT,
+        "shape": list(model.shape),
+        "scaler": None if model.scaler is None else describe(model.scaler),
+        "sde": describe(model.sde),
+        "parameterization": describe(model.parameterization),
+        "net": net,
+    }
+
+
+def save_model(model: ScoreModel, folder: Path) -> None:
+    """Writes ``model.safetensors`` and ``config.yaml`` into ``folder``, both or neither."""
+    description = {**describe_model(model), "weights": model.weights}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tensors(folder / "model.safetensors", model.net.state_dict())
+    write_yaml(folder / "config.yaml", description)
+
+
+def save_checkpoint(
+    run: Path, step: int, files: Mapping[str, Mapping[str, Tensor]], state: Any, keep: int
+) -> Path:
+    """Writes ``checkpoints/step-N`` whole or not at all, then drops all but the last ``keep``."""
+    checkpoints = run / "checkpoints"
+    target = checkpoints / f"step-{step:09d}"
+    draft = checkpoints / f".draft-{step:09d}"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    for name, tensors in files.items():
+        write_tensors(draft / f"{name}.safetensors", tensors)
+    write_yaml(draft / "state.yaml", state)
+    if target.exists():
+        shutil.rmtree(target)
+    os.replace(draft, target)
+    for old in step_folders(run)[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def step_folders(run: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first."""
+    return sorted(p for p in (run / "checkpoints").glob("step-*") if p.is_dir())
+
+
+def latest_checkpoint(run: Path) -> Path:
+    """The newest checkpoint of a run."""
+    folders = step_folders(run)
+    if not folders:
+        raise CheckpointError(
+            f"no model at {run}: it has neither model.safetensors nor checkpoints"
+        )
+    return folders[-1]
+
+
+def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A safetensors file, written beside its place and moved there once it is on the disk."""
+    from safetensors.torch import save
+
+    _write(file, save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}))
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        CheckpointError: if the file is missing, truncated or no safetensors file.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not file.exists():
+        raise CheckpointError(f"no model at {file}: there is no such file")
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise CheckpointError(f"{file} is truncated or damaged: {error}") from error
+
+
+def fit(net: nn.Module, tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Loads weights strictly, naming the first key or shape that does not fit."""
+    expected = net.state_dict()
+    for key in [*expected, *tensors]:
+        if key not in tensors or key not in expected:
+            where = "the file" if key not in tensors else "the network"
+            raise CheckpointError(f"{file} does not fit the network: {key} is not in {where}")
+        if tensors[key].shape != expected[key].shape:
+            raise CheckpointError(
+                f"{file} does not fit the network: {key} is {tuple(tensors[key].shape)}, "
+                f"the network has {tuple(expected[key].shape)}"
+            )
+    net.load_state_dict(dict(tensors))
+
+
+def write_yaml(file: Path, content: Any) -> None:
+    """A YAML file, written beside its place and moved there once it is on the disk."""
+    import yaml
+
+    _write(file, yaml.safe_dump(content, sort_keys=False).encode())
+
+
+def write_json(file: Path, content: Any) -> None:
+    """A JSON file, written beside its place and moved there once it is on the disk."""
+    _write(file, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def _write(file: Path, content: bytes) -> None:
+    draft = file.with_name(f".{file.name}.draft")
+    try:
+        with open(draft, "wb") as handle:
+            handle.write(content)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(draft, file)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise CheckpointError(f"cannot write {file}: {error.strerror}") from error

@@ -1,0 +1,140 @@
+"""``scoresde likelihood``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from . import options
+
+if TYPE_CHECKING:
+    from ..data import Dataset
+    from ..likelihood.dataset import DatasetLikelihood
+    from ..model import ScoreModel
+
+
+@click.command(name="likelihood")
+@click.argument("run", default=options.DEFAULT_MODEL)
+@click.option("--data", metavar="SOURCE", help="By default the items that the run held out.")
+@click.option("--split", default="test", show_default=True, help="Split of --data.")
+@click.option("--items", type=click.IntRange(min=1), help="How many items; 128 by default.")
+@click.option("--draws", type=click.IntRange(min=1), default=1, show_default=True,
+              help="Dequantisation draws an item.")  # fmt: skip
+@click.option("--divergence", type=click.Choice(["auto", "hutchinson", "exact"]),
+              default="auto", show_default=True)  # fmt: skip
+@click.option("--probes", type=click.IntRange(min=1), default=1, show_default=True,
+              help="Probes of the Hutchinson estimator.")  # fmt: skip
+@click.option("--method", default="dopri5", show_default=True, metavar="NAME",
+              help="ODE method: dopri5, dopri8, bosh3, rk4, ..., scipy-rk45.")  # fmt: skip
+@click.option("--rtol", type=float, default=1e-5, show_default=True)
+@click.option("--atol", type=float, default=1e-5, show_default=True)
+@click.option("--steps", type=click.IntRange(min=1), help="Steps of a fixed-step method.")
+@click.option("--t-min", type=float, help="Time at which the integral starts.")
+@click.option("--levels", type=click.IntRange(min=2), help="Levels of the data, as a check.")
+@click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True)
+@click.option("--csv", "csv_file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+              help="Write the value of each item to this file.")  # fmt: skip
+@options.weights
+@options.seed
+@options.device
+@options.report
+def command(
+    run: str,
+    data: str | None,
+    split: str,
+    items: int | None,
+    draws: int,
+    levels: int | None,
+    batch: int,
+    csv_file: Path | None,
+    weights: str,
+    seed: int | None,
+    device_name: str,
+    json_file: Path | None,
+    **settings: Any,
+) -> None:
+    """Evaluate the likelihood of held-out data by the probability-flow ODE.
+
+    Discrete data (images) gives bits/dim by uniform dequantisation; continuous data gives nats.
+
+    \b
+    Examples:
+      scoresde likelihood
+      scoresde likelihood runs/digits-vp --items 100 --probes 8
+      scoresde likelihood runs/mnist-vp --data path/to/mnist --items 1000 --json bits.json
+    """
+    from ..checkpoint import load
+
+    for file in filter(None, (json_file, csv_file)):
+        options.check_writable(file)
+    device = options.pick_device(device_name)
+    model = load(run, weights=weights, device=device)
+    heldout = held_out_data(run, data, split)
+    if levels is not None and levels != heldout.levels:
+        have = f"{heldout.levels} levels" if heldout.levels else "continuous, without levels"
+        raise ValueError(f"--levels {levels} does not fit {heldout.name}, whose data are {have}")
+    found = evaluate(model, heldout, items or 128, draws, batch, seed or 0, settings)
+    figures = {"model": run, "data": heldout.name, **found.summary()}
+    options.write_json(json_file, {**figures, "versions": options.versions(device)})
+    if csv_file is not None:
+        write_csv(csv_file, found)
+    if not found.converged:
+        click.echo("Warning: the solver did not converge on every item", err=True)
+    click.echo(f"{heldout.name} under {run}: {found.line()}")
+    click.echo(
+        f"{found.settings['divergence']} divergence, t from {found.settings['t_min']:g} to "
+        f"{found.settings['t_max']:g}, {model.weights} weights, {found.seconds:.0f} s"
+    )
+
+
+def held_out_data(run: str, source: str | None, split: str) -> Dataset:
+    """The named data, or those that the run held out."""
+    from ..checkpoint import locate
+    from ..config import construct, read_yaml
+    from ..data import DataConfig, load, load_splits
+
+    if source is not None:
+        config = DataConfig(source=source)
+        return load_splits(config)[1] if split == "test" else load(source, split)
+    stored = read_yaml(locate(run) / "config.yaml").get("data")
+    if stored is None:
+        raise ValueError(f"{run} does not say which data it held out: name them with --data")
+    return load_splits(construct(DataConfig, stored, "data"))[1]
+
+
+def evaluate(
+    model: ScoreModel,
+    data: Dataset,
+    items: int,
+    draws: int,
+    batch: int,
+    seed: int,
+    settings: dict[str, Any],
+) -> DatasetLikelihood:
+    """The likelihood, with a progress bar on a terminal."""
+    from tqdm import tqdm
+
+    from ..likelihood.dataset import dataset_log_prob
+
+    total = min(items, len(data)) * (draws if data.levels else 1)
+    with tqdm(total=total, disable=not sys.stderr.isatty(), leave=False, unit="item") as bar:
+        return dataset_log_prob(
+            model, data, items=items, draws=draws, batch=batch, seed=seed, progress=bar.update,
+            labels=getattr(model.net, "num_classes", None) is not None, **settings,
+        )  # fmt: skip
+
+
+def write_csv(file: Path, found: DatasetLikelihood) -> None:
+    """One row an item: its index, nats, and bits/dim where the data are discrete."""
+    import csv
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    bits = found.bits_per_dim.tolist() if found.levels is not None else None
+    with open(file, "w", newline="") as handle:
+        rows = csv.writer(handle)
+        rows.writerow(["item", "nats", *(["bits_per_dim"] if bits else [])])
+        for i, nats in enumerate(found.log_prob.tolist()):
+            rows.writerow([i, nats, *([bits[i]] if bits else [])])

@@ -1,0 +1,134 @@
+"""Options that several commands share, and the little that reads them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    import torch
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+DEFAULT_MODEL = "zoo:mnist"
+
+
+def device(command: F) -> F:
+    """``--device``."""
+    return click.option(
+        "--device", "device_name", default="auto", show_default=True, metavar="DEVICE",
+        help="auto, cpu, cuda, cuda:N or mps.",
+    )(command)  # fmt: skip
+
+
+def seed(command: F) -> F:
+    """``--seed``."""
+    return click.option(
+        "--seed", type=click.IntRange(min=0), default=None, help="Seed of everything random."
+    )(command)
+
+
+def report(command: F) -> F:
+    """``--json``."""
+    return click.option(
+        "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+        help="Write the figures to this file as JSON.",
+    )(command)  # fmt: skip
+
+
+def weights(command: F) -> F:
+    """``--weights``."""
+    return click.option(
+        "--weights", type=click.Choice(["ema", "raw"]), default="ema", show_default=True,
+        help="Averaged or raw weights of a run.",
+    )(command)  # fmt: skip
+
+
+def settings(what: str) -> Callable[[F], F]:
+    """``--set KEY=VALUE``, any number of times."""
+    return click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help=what)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name, ``auto`` being the best there is.
+
+    Raises:
+        ValueError: if it is no device, or is not there.
+    """
+    import torch
+
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        found = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(
+            f"unknown device {name!r}; accepted: auto, cpu, cuda, cuda:N, mps"
+        ) from error
+    if found.type not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"unknown device {name!r}; accepted: auto, cpu, cuda, cuda:N, mps")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"no device {name!r}: torch sees {torch.cuda.device_count()} CUDA devices"
+        )
+    if found.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("no device 'mps': torch sees no Apple GPU")
+    return found
+
+
+def key_values(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """``("eta=0.5",)`` as ``{"eta": 0.5}``, values read as YAML."""
+    import yaml
+
+    found = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.strip():
+            raise ValueError(f"--set {pair!r} is not of the form key=value")
+        found[key.strip()] = yaml.safe_load(value)
+    return found
+
+
+def write_json(file: Path | None, content: dict[str, Any]) -> None:
+    """Writes the figures whole or not at all, if a file was asked for."""
+    if file is not None:
+        from ..checkpoint import write_json
+
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, content)
+
+
+def check_writable(file: Path) -> None:
+    """Refuses, before any work, a file that could not be written in the end."""
+    folder = file.parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise ValueError(f"cannot write {file}: {folder} is not a folder")
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"cannot write {file}: {folder} is not writable")
+
+
+def versions(device: torch.device) -> dict[str, str | int]:
+    """What a figure depends on besides its settings."""
+    import platform
+
+    import torch
+
+    from .. import __version__
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    return {
+        "scoresde": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": str(device),
+        "hardware": name or platform.machine(),
+        "threads": torch.get_num_threads(),
+    }

@@ -1,0 +1,176 @@
+"""``scoresde sample``."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from . import options
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..model import ScoreModel
+    from ..sampling import Samples
+
+
+@click.command(name="sample")
+@click.argument("run", default=options.DEFAULT_MODEL)
+@click.option("-n", "--count", type=click.IntRange(min=1), default=64, show_default=True)
+@click.option("--solver", metavar="NAME", help="By default the one that suits the process.")
+@click.option("--steps", type=click.IntRange(min=1), help="By default the solver's own number.")
+@click.option("--grid", metavar="NAME", help="uniform, quadratic, logsnr or karras.")
+@options.settings("Set a field of the solver, as in --set eta=0.5; may be repeated.")
+@click.option("--t-end", type=float, help="Time at which sampling stops.")
+@click.option(
+    "--denoise/--no-denoise", default=True, show_default=True, help="Final Tweedie step."
+)
+@click.option("--label", type=click.IntRange(min=0), help="Class, for a conditional model.")
+@click.option("--batch", type=click.IntRange(min=1), default=256, show_default=True,
+              help="Items drawn at once; the samples do not depend on it.")  # fmt: skip
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+    help=".png for a picture, .npy for the items in data units.  [default: samples-SOLVER.png]",
+)  # fmt: skip
+@options.weights
+@options.seed
+@options.device
+@options.report
+def command(
+    run: str,
+    count: int,
+    solver: str | None,
+    steps: int | None,
+    grid: str | None,
+    settings: tuple[str, ...],
+    t_end: float | None,
+    denoise: bool,
+    label: int | None,
+    batch: int,
+    out: Path | None,
+    weights: str,
+    seed: int | None,
+    device_name: str,
+    json_file: Path | None,
+) -> None:
+    """Draw samples from a model: a run's folder, an exported one, or zoo:NAME.
+
+    \b
+    Examples:
+      scoresde sample
+      scoresde sample runs/digits-vp --solver ancestral --steps 200 -n 100
+      scoresde sample runs/digits-vp --solver ddim --set eta=0.5 --out samples.npy
+    """
+    from .. import solvers
+    from ..checkpoint import load
+    from ..config import build, describe
+
+    if out is not None and out.suffix not in (".png", ".npy"):
+        raise ValueError(f"cannot write {out}: accepted are .png and .npy")
+    device = options.pick_device(device_name)
+    model = load(run, weights=weights, device=device)
+    chosen = build(
+        {"name": solver or model.sde.default_solver, **options.key_values(settings)},
+        solvers,
+        "solver",
+    )
+    name = describe(chosen)["name"]
+    target = out or Path(f"samples-{name}.png")
+    options.check_writable(target)
+    cond = {} if label is None else {"label": conditioned(model, label)}
+    drawn = draw(
+        model, count, batch, cond, device,
+        solver=chosen, steps=steps, grid=grid, t_end=t_end, denoise=denoise, seed=seed or 0,
+    )  # fmt: skip
+    write(model, drawn, target)
+    figures = {
+        "model": run,
+        "count": count,
+        "nfe": drawn.nfe,
+        "seconds": drawn.seconds,
+        "converged": drawn.converged,
+        "message": drawn.message,
+        "solver": drawn.solver,
+        "grid": drawn.grid,
+        "steps": drawn.steps,
+        "t_start": drawn.t_start,
+        "t_end": drawn.t_end,
+        "seed": drawn.seed,
+        "weights": drawn.weights,
+        "versions": options.versions(device),
+    }
+    options.write_json(json_file, figures)
+    if not drawn.converged:
+        click.echo(f"Warning: {drawn.message}", err=True)
+    click.echo(
+        f"{count} samples from {run} by {name}: {drawn.nfe} evaluations each, "
+        f"{drawn.seconds:.1f} s, t from {drawn.t_start:g} to {drawn.t_end:g}, "
+        f"{drawn.weights} weights, seed {drawn.seed}"
+    )
+    click.echo(f"written {target}")
+
+
+def conditioned(model: ScoreModel, label: int) -> int:
+    """The label, if the model takes it."""
+    classes = getattr(model.net, "num_classes", None)
+    if classes is None:
+        raise ValueError("--label needs a class-conditional model, and this one is not")
+    if label >= classes:
+        raise ValueError(
+            f"--label {label} is out of range: the model has classes 0 to {classes - 1}"
+        )
+    return label
+
+
+def draw(
+    model: ScoreModel,
+    count: int,
+    batch: int,
+    label: dict[str, int],
+    device: torch.device,
+    **settings: Any,
+) -> Samples:
+    """``count`` samples in batches, joined into one result."""
+    import torch
+    from tqdm import tqdm
+
+    from ..sampling import sample
+
+    if model.shape is None:
+        raise ValueError("the model does not say the shape of its items")
+    parts = []
+    with tqdm(total=count, disable=not sys.stderr.isatty(), leave=False, unit="sample") as bar:
+        for start in range(0, count, batch):
+            size = min(batch, count - start)
+            cond = {"y": torch.full((size,), v, device=device) for v in label.values()}
+            parts.append(
+                sample(model, (size, *model.shape), start_index=start, **settings, **cond)
+            )
+            bar.update(size)
+    worst = next((p for p in parts if not p.converged), parts[0])
+    return replace(
+        worst,
+        x=torch.cat([p.x for p in parts]),
+        seconds=sum(p.seconds for p in parts),
+        nfe=max(int(torch.as_tensor(p.nfe).max()) for p in parts),
+    )
+
+
+def write(model: ScoreModel, drawn: Samples, file: Path) -> None:
+    """The samples as a picture, or in data units as an array."""
+    import numpy as np
+
+    from ..pictures import save_items
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    items = drawn.x if model.scaler is None else model.scaler.decode(drawn.x)
+    if file.suffix == ".npy":
+        np.save(file, items.cpu().numpy())
+    elif model.scaler is not None and drawn.x.ndim > 3:
+        save_items(file, model.scaler.image(drawn.x))
+    else:
+        save_items(file, items)

@@ -1,0 +1,238 @@
+"""``scoresde train``."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from . import options
+
+if TYPE_CHECKING:
+    from ..training import Job
+
+DEFAULT_STEPS = 3000
+DEFAULT_MINUTES = 2.0
+
+
+@click.command(name="train")
+@click.option("--sde", metavar="NAME", help="vp, subvp, ve, cosine, edm, linear or ddpm.")
+@click.option("--data", metavar="SOURCE", help="digits, a toy's name, a path, or hf:owner/name.")
+@click.option(
+    "--config", "config_file", metavar="FILE", help="YAML with sections over the defaults.",
+    type=click.Path(dir_okay=False, path_type=Path),
+)  # fmt: skip
+@options.settings("Set one value, as in --set sde.beta_max=20; may be repeated.")
+@click.option("--sigma-max", metavar="X|auto", help="Largest noise of ve and edm; auto fits it.")
+@click.option("--beta-max", metavar="X|auto", help="Largest rate of vp and subvp; auto fits it.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="DIR",
+    help="The run's folder.  [default: runs/DATA-SDE]",
+)  # fmt: skip
+@click.option("--steps", type=click.IntRange(min=1), help="Length of the run in steps,")
+@click.option("--epochs", type=click.FloatRange(min=0, min_open=True), help="in passes, or")
+@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="in minutes.")
+@click.option("--resume", is_flag=True, help="Go on with the run in the folder.")
+@click.option("--overwrite", is_flag=True, help="Replace the run in the folder.")
+@click.option("--dry-run", is_flag=True, help="Check everything and stop before training.")
+@options.seed
+@options.device
+@options.report
+def command(
+    sde: str | None,
+    data: str | None,
+    config_file: Path | None,
+    settings: tuple[str, ...],
+    sigma_max: str | None,
+    beta_max: str | None,
+    out: Path | None,
+    steps: int | None,
+    epochs: float | None,
+    minutes: float | None,
+    resume: bool,
+    overwrite: bool,
+    dry_run: bool,
+    seed: int | None,
+    device_name: str,
+    json_file: Path | None,
+) -> None:
+    """Train a score model by denoising score matching.
+
+    With nothing else it trains a small network on real 8x8 digits for about two minutes, and
+    leaves samples, the loss curve, held-out bits/dim and report.json in the run's folder.
+
+    \b
+    Examples:
+      scoresde train --sde vp
+      scoresde train --sde ve --sigma-max auto --data moons --steps 2000
+      scoresde train --config configs/mnist.yaml --data path/to/mnist --minutes 60
+      scoresde train --out runs/digits-vp --resume --steps 6000
+    """
+    from ..config import merge, override, read_yaml
+
+    bounds = {"steps": steps, "epochs": epochs, "minutes": minutes}
+    if resume and overwrite:
+        raise click.UsageError("--resume and --overwrite exclude each other")
+    config = read_yaml(config_file) if config_file else {}
+    if sde:
+        config = merge(config, {"sde": {"name": sde}})
+    for setting in settings:
+        override(config, setting)
+    asked = {"data.source": data, "sde.sigma_max": sigma_max, "sde.beta_max": beta_max,
+             "training.seed": seed}  # fmt: skip
+    for key, value in asked.items():
+        if value is not None:
+            section, _, field = key.partition(".")
+            config.setdefault(section, {})[field] = value
+    if any(v is not None for v in bounds.values()):
+        config.setdefault("training", {}).update(bounds)
+
+    folder = out or default_folder(config)
+    if resume:
+        config = resumed_config(folder, config)
+    else:
+        refuse_existing(folder, overwrite)
+    options.check_writable(folder / "config.yaml")
+    device = options.pick_device(device_name)
+
+    from ..training import prepare
+
+    job = prepare(with_bounds(config), folder, device)
+    summarise(job)
+    if dry_run:
+        return
+    if overwrite and folder.exists():
+        shutil.rmtree(folder)
+    run(job, resume, json_file)
+
+
+def default_folder(config: dict[str, Any]) -> Path:
+    """``runs/DATA-SDE``."""
+    source = str(config.get("data", {}).get("source", "digits"))
+    name = re.sub(r"[^A-Za-z0-9]+", "-", Path(source.removeprefix("hf:")).stem).strip("-")
+    return Path("runs") / f"{name or 'data'}-{config.get('sde', {}).get('name', 'vp')}"
+
+
+def refuse_existing(folder: Path, overwrite: bool) -> None:
+    """A folder in use is never overwritten unasked, and only a run's folder is at all."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise ValueError(f"cannot write the run to {folder}: it is a file")
+    if not any(folder.iterdir()):
+        return
+    if not (folder / "config.yaml").exists():
+        raise ValueError(f"{folder} exists and is no run of scoresde; choose another --out")
+    if not overwrite:
+        raise ValueError(
+            f"the run {folder} exists: --resume goes on with it, --overwrite replaces it, "
+            f"--out DIR starts another"
+        )
+
+
+def resumed_config(folder: Path, extra: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of an existing run, with only its training section open to change."""
+    from ..checkpoint import locate
+    from ..config import SECTIONS, merge, read_yaml
+
+    stored = read_yaml(locate(folder) / "config.yaml")
+    stored = {k: v for k, v in stored.items() if k in SECTIONS}
+    changed = [
+        k for k in extra if k != "training" and {**stored.get(k, {}), **extra[k]} != stored.get(k)
+    ]
+    if changed:
+        raise ValueError(
+            f"--resume continues a run as it was: section {changed[0]!r} cannot change, "
+            f"only training can"
+        )
+    return merge(stored, extra)
+
+
+def with_bounds(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with the default length if it has none."""
+    training = config.get("training", {})
+    if not any(training.get(k) is not None for k in ("steps", "epochs", "minutes")):
+        training = {**training, "steps": DEFAULT_STEPS, "minutes": DEFAULT_MINUTES}
+    return {**config, "training": training}
+
+
+def summarise(job: Job) -> None:
+    """Prints what is about to happen, with what is left of the data at ``t_max``."""
+    from ..config import describe
+
+    sde, training = job.model.sde, job.training
+    parameters = sum(p.numel() for p in job.model.net.parameters())
+    fields = {k: v for k, v in describe(sde).items() if not k.startswith(("t_", "name"))}
+    say = click.echo
+    say(f"data       {job.train.name}: {len(job.train)} items of {tuple(job.train.shape)}, "
+        f"{len(job.heldout)} held out, "
+        + (f"{job.train.levels} levels" if job.train.levels else "continuous"))  # fmt: skip
+    say(
+        f"process    {describe(sde)['name']} " + ", ".join(f"{k}={v:g}" for k, v in fields.items())
+    )
+    say(f"t_min      {sde.t_min:g} training, {sde.t_min_sampling:g} sampling, "
+        f"{sde.t_min_likelihood:g} likelihood; t_max {sde.t_max:g}")  # fmt: skip
+    say(f"at t_max   SNR {job.left.snr:.1e}, KL to the prior {job.left.kl:.2g} nats an item")
+    if job.left.kl > 1:
+        say("           more than a nat is left: --beta-max auto or --sigma-max auto may help")
+    say(f"network    {describe(job.model.net)['name']}, {parameters:,} parameters, predicts "
+        f"{describe(job.model.parameterization)['name']}")  # fmt: skip
+    ends = [f"{v:g} {k}" for k in ("steps", "epochs", "minutes") if (v := getattr(training, k))]
+    say(f"run        {' or '.join(ends)}, batch {training.batch_size}, seed {training.seed}, "
+        f"on {job.device}, into {job.folder}")  # fmt: skip
+
+
+def run(job: Job, resume: bool, json_file: Path | None) -> None:
+    """Trains, reports, and prints what to try next."""
+    from ..checkpoint import write_yaml
+    from ..training import Trainer
+    from ..training.report import finish
+
+    show = sys.stderr.isatty()
+    trainer = Trainer(job, say=lambda line: click.echo(line, err=show))
+    if resume:
+        trainer.resume()
+        click.echo(f"resumed at step {trainer.step}")
+    job.folder.mkdir(parents=True, exist_ok=True)
+    write_yaml(job.folder / "config.yaml", job.config)
+    try:
+        trainer.run(show)
+    except KeyboardInterrupt:
+        click.echo(
+            f"\nstopped at step {trainer.step}; everything is saved. Go on with:\n"
+            f"  scoresde train --out {job.folder} --resume",
+            err=True,
+        )
+        raise
+    figures = {
+        "steps": trainer.step,
+        "items_seen": trainer.step * job.training.batch_size,
+        "training_seconds": round(trainer.seconds, 1),
+        "parameters": sum(p.numel() for p in job.model.net.parameters()),
+        "at_t_max": job.left._asdict(),
+        "versions": options.versions(job.device),
+    }
+    report = finish(trainer.averaged, job, figures, show)
+    options.write_json(json_file, report)
+    if "heldout" in report:
+        found = report["heldout"]
+        figure, error, unit = (
+            (found["bits_per_dim"], found["bits_per_dim_stderr"], "bits/dim")
+            if "bits_per_dim" in found
+            else (found["nats"], found["nats_stderr"], "nats")
+        )
+        click.echo(
+            f"held out   {figure:.4f} ± {error:.4f} {unit} over {found['items']} items "
+            f"({found['method']}, {found['nfe']:.0f} evaluations, {found['divergence']} divergence)"
+        )
+    click.echo(f"written    {job.folder}/samples/final.png, loss.png, report.json")
+    click.echo(
+        f"try next\n"
+        f"  scoresde sample {job.folder} --solver ancestral --steps 100\n"
+        f"  scoresde likelihood {job.folder} --probes 4\n"
+        f"  scoresde bench {job.folder} --solvers heun,ddim,ancestral --steps 5,10,20,50"
+    )
