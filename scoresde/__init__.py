@@ -33,13 +33,13 @@ _HOMES = {
     "checkpoint": ["load"],
     "config": ["ConfigError"],
 }
-_ROOMS = ["data", "grids", "likelihood", "nets", "solvers", "training", "bench"]
+_ROOMS = ["config", "sde", "data", "grids", "likelihood", "nets", "solvers", "training", "bench"]
 _HOME_OF = {name: home for home, members in _HOMES.items() for name in members}
 
 __all__ = ["__version__", *_HOME_OF, *_ROOMS]
 
 if TYPE_CHECKING:
-    from . import bench, data, grids, likelihood, nets, solvers, training
+    from . import bench, config, data, grids, likelihood, nets, solvers, training
     from .analytic import GaussianMixture, MixtureScore
     from .checkpoint import load
     from .config import ConfigError

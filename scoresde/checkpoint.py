@@ -61,7 +61,7 @@ def locate(path: str | Path) -> Path:
     """The folder behind a path or a ``zoo:`` name."""
     text = str(path)
     if text.startswith("zoo:"):
-        known = sorted(p.name for p in ZOO.iterdir() if (p / "config.yaml").exists())
+        known = sorted(p.parent.name for p in ZOO.glob("*/config.yaml"))
         if text[4:] not in known:
             raise unknown("model", text, [f"zoo:{name}" for name in known])
         return ZOO / text[4:]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,7 +24,8 @@ class Grid(ABC):
         """``steps + 1`` times from ``t_start`` down to ``t_end``.
 
         Raises:
-            ValueError: if ``steps < 1`` or not ``0 <= t_end < t_start <= t_max``.
+            ValueError: if ``steps < 1``, if not ``0 <= t_end < t_start <= t_max``, or if the rule
+                needs a log-SNR that is infinite there (``sigma = 0``).
         """
         if steps < 1:
             raise ValueError(f"a grid needs steps >= 1, got {steps}")
@@ -36,6 +38,11 @@ class Grid(ABC):
             sde, torch.linspace(0, 1, steps + 1, dtype=torch.float64), t_start, t_end
         )
         times[0], times[-1] = t_start, t_end
+        if not bool((times.diff() < 0).all()):  # false for nan, too
+            raise ValueError(
+                f"{type(self).__name__} cannot place {steps} decreasing steps from t={t_start} "
+                f"to t={t_end}: too many, or no finite log-SNR at an end"
+            )
         return times
 
     @abstractmethod
@@ -64,6 +71,8 @@ class Quadratic(Grid):
 @dataclass(frozen=True)
 class LogSNR(Grid):
     """Equal steps in the log-SNR, the natural time of exponential integrators."""
+
+    name: ClassVar[str] = "logsnr"
 
     def place(self, sde: GaussianSDE, u: Tensor, t_start: float, t_end: float) -> Tensor:
         """``time(log_snr_start + u (log_snr_end - log_snr_start))``."""

@@ -81,9 +81,10 @@ def command(
     name = describe(chosen)["name"]
     target = out or Path(f"samples-{name}.png")
     options.check_writable(target)
-    cond = {} if label is None else {"label": conditioned(model, label)}
+    if label is not None:
+        check_label(model, label)
     drawn = draw(
-        model, count, batch, cond, device,
+        model, count, batch, label, device,
         solver=chosen, steps=steps, grid=grid, t_end=t_end, denoise=denoise, seed=seed or 0,
     )  # fmt: skip
     write(model, drawn, target)
@@ -114,8 +115,8 @@ def command(
     click.echo(f"written {target}")
 
 
-def conditioned(model: ScoreModel, label: int) -> int:
-    """The label, if the model takes it."""
+def check_label(model: ScoreModel, label: int) -> None:
+    """Refuses a label that the model does not take."""
     classes = getattr(model.net, "num_classes", None)
     if classes is None:
         raise ValueError("--label needs a class-conditional model, and this one is not")
@@ -123,14 +124,13 @@ def conditioned(model: ScoreModel, label: int) -> int:
         raise ValueError(
             f"--label {label} is out of range: the model has classes 0 to {classes - 1}"
         )
-    return label
 
 
 def draw(
     model: ScoreModel,
     count: int,
     batch: int,
-    label: dict[str, int],
+    label: int | None,
     device: torch.device,
     **settings: Any,
 ) -> Samples:
@@ -146,7 +146,7 @@ def draw(
     with tqdm(total=count, disable=not sys.stderr.isatty(), leave=False, unit="sample") as bar:
         for start in range(0, count, batch):
             size = min(batch, count - start)
-            cond = {"y": torch.full((size,), v, device=device) for v in label.values()}
+            cond = {} if label is None else {"y": torch.full((size,), label, device=device)}
             parts.append(
                 sample(model, (size, *model.shape), start_index=start, **settings, **cond)
             )

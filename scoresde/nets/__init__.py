@@ -1,4 +1,4 @@
-"""Networks ``F(x, c_noise, **cond)``: one architecture a file, its fields are its configuration."""
+"""Networks ``F(x, c_noise, **cond)``: one architecture a file, its fields its configuration."""
 
 from .mlp import MLP
 from .unet import UNet

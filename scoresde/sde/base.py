@@ -72,6 +72,8 @@ class SDE(ABC):
     """What a network for this process predicts when nothing is said."""
     langevin_snr: ClassVar[float] = 0.01
     """Signal-to-noise ratio of the Langevin corrector (Song et al. 2021, table 5)."""
+    ode_min_steps: ClassVar[int] = 0
+    """Uniform steps below which a deterministic solver is known to do badly; sampling warns."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.t_min < self.t_max:

@@ -3,7 +3,7 @@ r"""What is left of the data at ``t_max``, and end values chosen so that little 
 For data with per-entry mean ``m`` and variance ``v``, the marginal at ``t_max`` has mean
 ``alpha m`` and variance ``alpha^2 v + sigma^2``; against the prior ``N(0, tau^2)``
 
-    KL = 1/2 sum [ (alpha^2 v + sigma^2 + alpha^2 m^2)/tau^2 - 1 - log((alpha^2 v + sigma^2)/tau^2) ]
+    KL = 1/2 sum [ r + (alpha m/tau)^2 - 1 - log r ],   r = (alpha^2 v + sigma^2)/tau^2
 """
 
 from __future__ import annotations

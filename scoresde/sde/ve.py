@@ -38,6 +38,7 @@ class VE(GaussianSDE):
     default_solver: ClassVar[str] = "pc"
     default_parameterization: ClassVar[str] = "karras"
     langevin_snr: ClassVar[float] = 0.16
+    ode_min_steps: ClassVar[int] = 100
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -39,7 +39,7 @@ class Batches:
 
 
 def step_seed(seed: int, step: int, stream: int = 0) -> int:
-    """A 63-bit seed for a step of a stream, mixed so that neighbours share nothing (splitmix64)."""
+    """A 63-bit seed for a step of a stream; splitmix64 keeps neighbours unrelated."""
     mask = (1 << 64) - 1
     z = (
         seed * 0x9E3779B97F4A7C15 + step * 0xD1B54A32D192ED03 + stream * 0x8CB92BA72F3D8DD7

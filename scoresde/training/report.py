@@ -99,10 +99,10 @@ def read_log(job: Job, name: str) -> list[dict[str, Any]]:
 
 
 def save_loss_curve(job: Job) -> None:
-    """Draws ``loss.png`` from the logs: training loss and held-out error of the noise."""
+    """Draws ``loss.png`` from the logs: training loss, and held-out loss of the average."""
     train, heldout = read_log(job, "train"), read_log(job, "heldout")
     curves = {"training loss": ([r["step"] for r in train], [r["loss"] for r in train])}
     if heldout:
-        errors = [r["eps_error"] for r in heldout]
-        curves["held-out noise error (averaged weights)"] = ([r["step"] for r in heldout], errors)
-    save_curves(job.folder / "loss.png", curves, "per dimension")
+        losses = [r["loss"] for r in heldout]
+        curves["held out, averaged weights"] = ([r["step"] for r in heldout], losses)
+    save_curves(job.folder / "loss.png", curves, "loss a dimension")

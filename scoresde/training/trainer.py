@@ -21,7 +21,8 @@ from .batches import Batches, step_seed
 from .ema import EMA
 from .job import Job, TrainingConfig
 
-BINS = 8
+BINS = 8  # of log-SNR, for the held-out error
+LOG_EVERY = 20
 
 
 class TrainingError(RuntimeError):
@@ -78,6 +79,7 @@ class Trainer:
         self.step = 0
         self.seconds = 0.0
         self.last_loss = math.nan
+        self.pending: list[tuple[Tensor, Tensor]] = []
         if training.compile:
             self.model.net.compile()
 
@@ -161,13 +163,11 @@ class Trainer:
         training = self.job.training
         marks = training.evaluations
         done_marks = math.floor(self.progress * marks)
-        losses: list[tuple[Tensor, Tensor]] = []
         mark, spoken = time.perf_counter(), time.perf_counter()
         while self.progress < 1:
-            losses.append(self.learn())
-            if len(losses) == 20 or self.step == 1:
-                self._log(losses, bar)
-                losses = []
+            self.pending.append(self.learn())
+            if len(self.pending) == LOG_EVERY or self.step == 1:
+                self._log(bar)
             now = time.perf_counter()
             self.seconds += now - mark
             mark = now
@@ -181,15 +181,24 @@ class Trainer:
                 spoken = now
             mark = time.perf_counter()  # evaluations do not count as training time
 
-    def _log(self, losses: list[tuple[Tensor, Tensor]], bar: Any) -> None:
-        """Writes the mean of the last steps to the log; the only place that waits for a device."""
-        loss, norm = torch.tensor([[float(v) for v in pair] for pair in losses]).mean(0).tolist()
+    def _pending(self) -> tuple[float, float]:
+        """Mean loss and gradient norm of the steps since the last look, which are finite.
+
+        The only place that waits for a device.
+        """
+        loss, norm = torch.stack([torch.stack(pair) for pair in self.pending]).mean(0).tolist()
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise TrainingError(
                 f"the loss or its gradient is not finite at step {self.step} "
                 f"(loss {loss}, gradient norm {norm}); the last checkpoint is kept. "
                 f"Try a smaller training.lr (now {self.job.training.lr})"
             )
+        return loss, norm
+
+    def _log(self, bar: Any) -> None:
+        """Writes the mean of the last steps to the log."""
+        loss, norm = self._pending()
+        self.pending = []
         self.last_loss = loss
         rate = self.step * self.job.training.batch_size / max(self.seconds, 1e-9)
         self._append("train", loss=loss, gradient_norm=norm, items_per_second=rate)
@@ -214,20 +223,27 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self) -> None:
-        """Held-out loss by noise level and a grid of samples, of the averaged weights.
+        """Held-out loss, error by noise level and a grid of samples, of the averaged weights.
 
         The noise is the same at every call, so that the figures compare.
         """
         from .report import save_samples
 
-        errors = self.heldout_errors()
-        mean = sum(errors) / len(errors)
-        self._append("heldout", eps_error=mean, eps_error_by_log_snr=errors)
+        loss, errors = self.heldout_loss(), self.heldout_errors()
+        self._append("heldout", loss=loss, eps_error_by_log_snr=errors)
         save_samples(self.averaged, self.job, f"step-{self.step:09d}")
         self.say(
-            f"step {self.step}, {self.progress:.0%}: loss {self.last_loss:.4f}, held-out noise "
-            f"error {mean:.4f} a dimension ({errors[0]:.3f} at low noise to {errors[-1]:.4f})"
+            f"step {self.step}, {self.progress:.0%}: loss {self.last_loss:.4f}, held out {loss:.4f}"
         )
+
+    @torch.no_grad()
+    def heldout_loss(self, limit: int = 512) -> float:
+        """The objective on held-out items, a dimension, at the same times and noise each call."""
+        heldout, generator, losses = self.job.heldout, self.generator(0, stream=4), []
+        for part in torch.arange(min(limit, len(heldout))).split(self.job.training.batch_size):
+            x0, cond = self.batch(heldout, part, generator)
+            losses.append(self.job.objective(self.averaged, x0, generator=generator, **cond))
+        return float(torch.cat(losses).mean()) / self.job.train.x[0].numel()
 
     @torch.no_grad()
     def heldout_errors(self, limit: int = 512) -> list[float]:
@@ -253,7 +269,13 @@ class Trainer:
         return any(p.name == f"step-{step:09d}" for p in checkpoint.step_folders(self.job.folder))
 
     def save(self) -> Path:
-        """Writes a checkpoint of everything that the next step depends on."""
+        """Writes a checkpoint of everything that the next step depends on.
+
+        Raises:
+            TrainingError: if the last steps were not finite; nothing is written then.
+        """
+        if self.pending:
+            self._pending()
         keys = [k for k, _ in self.model.net.named_parameters()]
         moments = {
             f"{keys[i]}|{name}": value

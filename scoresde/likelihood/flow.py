@@ -1,0 +1,241 @@
+r"""Exact log-likelihood: the probability-flow ODE, integrated with its divergence.
+
+    dx/dt = f(x, t) - g(t)^2/2 score(x, t),    x(t_min) = x
+    log p(x) = log p_T(x(t_max)) + int_{t_min}^{t_max} div (dx/dt) dt
+             = prior             + delta
+
+The divergence of the drift is taken in closed form and that of the score by reverse-mode
+differentiation; :mod:`~scoresde.likelihood.path` gives the coordinates of the integration. The
+result is the density of the data smoothed by the noise at ``t_min``.
+
+Sources: Score-Based Generative Modeling through Stochastic Differential Equations (Song et al.,
+2021), https://arxiv.org/abs/2011.13456; FFJORD: Free-form Continuous Dynamics for Scalable
+Reversible Generative Models (Grathwohl et al., 2019), https://arxiv.org/abs/1810.01367.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import unknown
+from ..model import evaluating
+from ..sde.base import GaussianSDE
+from .divergence import draw_probes, exact, hutchinson
+from .integrate import check, integrate
+from .path import Divergence, Flow, Path
+
+EXACT_DIMS = 32
+"""Up to this many dimensions ``divergence="auto"`` is exact."""
+
+
+@dataclass(frozen=True)
+class LogProb:
+    """Log-likelihoods in nats with their parts, and how they were obtained.
+
+    Attributes:
+        log_prob: ``prior + delta``, shape ``(B,)``; nan if the solve did not end.
+        prior: log-density of the latent under the terminal distribution, ``(B,)``.
+        delta: integral of the divergence, ``(B,)``.
+        stderr: standard error of ``log_prob`` over the probes, ``(B,)``; 0 if the divergence is
+            exact, nan with one probe, which tells nothing of its own error.
+        latent: the state at ``t_max`` (where the solve stopped, if early), ``(B, *shape)``.
+        nfe: evaluations of the score, each of the whole batch.
+        converged: whether the solve reached ``t_max`` within tolerance (for fixed steps: reached
+            it), and every value is finite.
+        message: where and why the solve ended.
+        seconds: wall-clock time.
+        divergence: ``"exact"`` or ``"hutchinson"``.
+        probes: probes a sample, 0 if exact.
+        noise: distribution of the probes.
+        method: the ODE method; ``steps`` its fixed steps, None if adaptive.
+        rtol: relative tolerance, of the state and of nats a dimension.
+        atol: absolute tolerance, likewise.
+        t_min: where the integral starts: the density is that of the data with this much noise.
+        t_max: where it ends.
+        seed: key of the probes; ``start_index`` the index of the first sample.
+        weights: which weights the score carries (``"ema"``, ``"raw"``), None if it does not say.
+    """
+
+    log_prob: Tensor
+    prior: Tensor
+    delta: Tensor
+    stderr: Tensor
+    latent: Tensor
+    nfe: int
+    converged: bool
+    message: str
+    seconds: float
+    divergence: str
+    probes: int
+    noise: str
+    method: str
+    steps: int | None
+    rtol: float
+    atol: float
+    t_min: float
+    t_max: float
+    seed: int
+    start_index: int
+    weights: str | None
+
+
+def log_prob(
+    score: Any,
+    x: Tensor,
+    *,
+    divergence: str = "hutchinson",
+    probes: int = 1,
+    noise: str = "rademacher",
+    method: str = "dopri5",
+    steps: int | None = None,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    t_min: float | None = None,
+    t_max: float | None = None,
+    seed: int = 0,
+    start_index: int = 0,
+    max_nfe: int = 2000,
+    terminal: tuple[Tensor, Tensor] | None = None,
+    progress: Callable[[float, float, int], None] | None = None,
+    **cond: Any,
+) -> LogProb:
+    r"""Log-likelihood of ``x`` under the probability-flow ODE of a score.
+
+        log p(x) = log p_T(x_T) + int div (f - g^2/2 score) dt
+
+    One evaluation of the score (and one vector-Jacobian product a probe) a stage of the method.
+    Adaptive methods hold the worst sample of the batch to the tolerance; its neighbours may only
+    shorten a sample's steps.
+
+    Args:
+        score: ``score(x, t, **cond)`` that carries its ``.sde``.
+        x: data in model range, floating point, shape ``(B, *shape)``; float64 is kept.
+        divergence: ``"hutchinson"``, ``"exact"`` (D products), or ``"auto"``: exact up to 32
+            dimensions.
+        probes: Hutchinson probes a sample, fixed during the solve; two or more give ``stderr``.
+        noise: distribution of the probes, ``"rademacher"`` or ``"gaussian"``.
+        method: ``"dopri5"``, ``"dopri8"``, ``"bosh3"``, ``"fehlberg2"``, ``"adaptive_heun"``;
+            ``"euler"``, ``"midpoint"``, ``"heun2"``, ``"heun3"``, ``"rk4"`` with ``steps``;
+            ``"scipy-rk45"``, ``"scipy-dop853"``, which share one error norm across the batch.
+        steps: number of steps of a fixed-step method.
+        rtol: relative tolerance of a step, of the state and of the nats a dimension.
+        atol: absolute tolerance, likewise.
+        t_min: start, >= the trained ``sde.t_min``; default ``sde.t_min_likelihood``.
+        t_max: end; default ``sde.t_max``. An earlier end needs a ``terminal`` to fit it.
+        seed: key of the probes.
+        start_index: index of the first sample: a sample's probes do not depend on its batch.
+        max_nfe: evaluations after which the solve is given up.
+        terminal: None for the prior ``N(0, prior_std^2)``, or ``(mean, std)`` of the data in model
+            range, each broadcastable to ``shape``: then ``N(alpha_T mean, alpha_T^2 std^2 +
+            sigma_T^2)``, which removes most of the prior's mismatch.
+        progress: called as ``progress(fraction, t, nfe)`` before each step.
+        cond: passed to the score.
+
+    Returns:
+        A :class:`LogProb`. A solve that is given up has ``converged=False``, nan in place of
+        likelihoods, the state that was reached as ``latent``, and a message.
+
+    Raises:
+        ValueError: integer or non-finite ``x``, times outside the trained ones, or an unknown or
+            unfitting option.
+    """
+    sde, x = score.sde, _checked(x)
+    check(method, steps)
+    t_min = sde.t_min_likelihood if t_min is None else float(t_min)
+    t_max = sde.t_max if t_max is None else float(t_max)
+    _check_times(sde, t_min, t_max)
+    dims = x[0].numel()
+    if divergence == "auto":
+        divergence = "exact" if dims <= EXACT_DIMS else "hutchinson"
+    started = time.perf_counter()
+    # Tensors made under inference_mode carry no graph, whatever enable_grad says.
+    with torch.inference_mode(False), torch.no_grad(), evaluating(score):
+        x = x.clone()
+        estimate, count = _estimator(divergence, x, probes, noise, seed, start_index)
+        path = Path(sde, t_min, t_max)
+        flow = Flow(score, path, estimate, tuple(x.shape), cond, max_nfe, progress)
+        y = torch.cat([x.flatten(1) * path(0.0).scale, x.new_zeros(len(x), count)], 1)
+        s, y, reason = integrate(flow, y, method, rtol, atol, steps)
+        first, last = path(0.0), path(s)
+        latent = (y[:, :dims] / last.scale).reshape(x.shape)
+        # z = scale x, so that log p_x = log p_z + D log scale at either end.
+        deltas = dims * (y[:, dims:] + math.log(first.scale / last.scale))
+        delta = deltas.mean(1)
+        prior = _terminal_log_prob(sde, latent, t_max, terminal)
+        total = prior + delta
+        stderr = torch.zeros_like(total)
+        if divergence == "hutchinson":
+            stderr = deltas.std(1) / count**0.5 if count > 1 else torch.full_like(total, math.nan)
+        converged = not reason and bool(total.isfinite().all())
+        if not converged:
+            lost = torch.full_like(total, math.nan)
+            reason = reason or "the log-likelihood is not finite"
+            total, prior, delta, stderr = lost, lost.clone(), lost.clone(), lost.clone()
+    message = f"{reason or 'ended'} (t={last.t:.6g}, nfe={flow.nfe}, {x.dtype})"
+    return LogProb(
+        log_prob=total, prior=prior, delta=delta, stderr=stderr, latent=latent, nfe=flow.nfe,
+        converged=converged, message=message, seconds=time.perf_counter() - started,
+        divergence=divergence, probes=count if divergence == "hutchinson" else 0, noise=noise,
+        method=method, steps=steps, rtol=rtol, atol=atol, t_min=t_min, t_max=t_max, seed=seed,
+        start_index=start_index, weights=getattr(score, "weights", None),
+    )
+
+
+def _checked(x: Tensor) -> Tensor:
+    """``x`` as float32 or float64, refused where it cannot have a density."""
+    if not x.is_floating_point():
+        raise ValueError(
+            f"x has dtype {x.dtype}, a density needs floating point: "
+            "take integer data to model range first, by scaler.encode(x)"
+        )
+    if x.ndim < 2 or x.numel() == 0:
+        raise ValueError(f"x must have shape (B, *shape) and not be empty, got {tuple(x.shape)}")
+    finite = x.flatten(1).isfinite().all(1)
+    if not bool(finite.all()):
+        raise ValueError(f"item {int((~finite).nonzero()[0])} of x is not finite")
+    return x.detach().to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _check_times(sde: GaussianSDE, t_min: float, t_max: float) -> None:
+    if t_min < sde.t_min:
+        raise ValueError(
+            f"t_min={t_min:g} is below the trained t_min={sde.t_min:g} of {type(sde).__name__}"
+        )
+    if not t_min < t_max <= sde.t_max:
+        raise ValueError(
+            f"the likelihood needs t_min < t_max <= {sde.t_max:g}, "
+            f"got t_min={t_min:g}, t_max={t_max:g}"
+        )
+
+
+def _estimator(
+    divergence: str, x: Tensor, probes: int, noise: str, seed: int, start_index: int
+) -> tuple[Divergence, int]:
+    """The divergence of a field, and how many separate estimates it gives."""
+    if divergence == "exact":
+        return exact, 1
+    if divergence == "hutchinson":
+        directions = draw_probes(x, probes, noise, seed, start_index)
+        return lambda field, z: hutchinson(field, z, directions), probes
+    raise unknown("divergence", divergence, ("auto", "exact", "hutchinson"))
+
+
+def _terminal_log_prob(
+    sde: GaussianSDE, z: Tensor, t: float, terminal: tuple[Tensor, Tensor] | None
+) -> Tensor:
+    """Log-density of the prior, or of the moment-matched Gaussian at ``t``, shape ``(B,)``."""
+    if terminal is None:
+        return sde.prior_log_prob(z)
+    alpha, sigma = float(sde.alpha(t)), float(sde.sigma(t))
+    mean, std = (torch.as_tensor(m, dtype=z.dtype, device=z.device) for m in terminal)
+    scale = (alpha**2 * std**2 + sigma**2).sqrt().expand(z.shape[1:])
+    residual = (z - alpha * mean) / scale
+    log_density = -(residual**2) / 2 - scale.log() - math.log(2 * math.pi) / 2
+    return log_density.flatten(1).sum(1)

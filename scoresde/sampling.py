@@ -1,0 +1,258 @@
+"""Sampling: prior, grid, solver, a last denoising, and an account of how it was done."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import grids, solvers
+from .config import ConfigError, build, describe
+from .model import evaluating, home
+from .noise import KeyedNoise
+from .sde.base import SDE, as_time
+from .solvers.base import Callback, Solver
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Samples, and how they were obtained.
+
+    Args:
+        x: the samples, shape ``(B, *shape)``, in model range.
+        nfe: evaluations of the score for each sample, the last denoising included; a number, or
+            one a sample, shape ``(B,)``.
+        seconds: wall-clock time, everything included.
+        converged: whether the solver reached ``t_end`` with finite values.
+        message: if not, what happened and what to do.
+        solver: name and fields of the solver.
+        grid: name and fields of the grid; None if the solver chose its steps.
+        steps: number of steps; None if the solver chose them.
+        seed: seed of all noise.
+        t_start: time at which sampling started.
+        t_end: time at which it stopped, and from which it denoised.
+        weights: ``"ema"`` or ``"raw"`` for a network, None for other scores.
+        log_prob: log-densities in nats, shape ``(B,)``, where they were computed.
+    """
+
+    x: Tensor
+    nfe: int | Tensor
+    seconds: float
+    converged: bool
+    message: str
+    solver: dict[str, Any]
+    grid: dict[str, Any] | None
+    steps: int | None
+    seed: int
+    t_start: float
+    t_end: float
+    weights: str | None
+    log_prob: Tensor | None = None
+
+
+@torch.no_grad()
+def sample(
+    score: Any,
+    shape: tuple[int, ...] | None = None,
+    *,
+    solver: str | dict[str, Any] | Solver | None = None,
+    steps: int | None = None,
+    grid: str | dict[str, Any] | grids.Grid | None = None,
+    seed: int = 0,
+    x_T: Tensor | None = None,
+    t_start: float | None = None,
+    t_end: float | None = None,
+    denoise: bool = True,
+    start_index: int = 0,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    callback: Callback | None = None,
+    progress: bool = False,
+    **cond: Any,
+) -> Samples:
+    """Runs the reversed process from the prior, or from ``x_T``, down to ``t_end``.
+
+    Noise is keyed by ``seed`` and by the index of the sample, so a sample does not depend on the
+    batch that it is drawn in, if the solver's steps do not (``ode`` and ``ode-scipy`` choose
+    common steps within their tolerances, ``torchsde`` brings its own noise).
+
+    Args:
+        score: ``score(x, t, **cond)`` that carries its ``sde``; a module is put into evaluation
+            mode meanwhile.
+        shape: ``(B, *item)``; not needed beside ``x_T``.
+        solver: solver, its name or its section; ``score.sde.default_solver`` if None.
+        steps: number of steps; the solver's own number if None.
+        grid: grid, its name or its section; the solver's own if None.
+        seed: seed of the prior's and of the solver's noise.
+        x_T: state at ``t_start``, shape ``(B, *item)``, instead of a draw from the prior. A
+            stochastic solver's noise is the same with either.
+        t_start: time of the state to start from, ``t_max`` if None.
+        t_end: time to stop at, ``sde.t_min_sampling`` if None, not below ``sde.t_min``.
+        denoise: whether to end with ``E[x_0 | x]``, one more evaluation.
+        start_index: index of the first sample, for a batch out of a longer series.
+        device: device of the state; by default that of the score.
+        dtype: float32 or float64, of the state; by default that of ``x_T`` or of the score.
+        callback: called as ``callback(step, t, x)`` after each step.
+        progress: whether to show a bar after two seconds.
+        cond: conditions, one value a sample, given to the score at each call.
+
+    Raises:
+        ValueError: for a shape, time, step count, dtype or condition that does not fit.
+        ConfigError: for an unknown solver or grid.
+    """
+    began = time.perf_counter()
+    sde: SDE = score.sde
+    method = _pick(sde.default_solver if solver is None else solver, solvers, "solver", Solver)
+    start, end = _interval(sde, t_start, t_end, x_T is None)
+    places, times = _times(sde, method, steps, grid, start, end)
+    noise = KeyedNoise(seed, start_index)
+    x = _initial(score, sde, noise, shape, x_T, device, dtype)
+    reverse = method.reverse(score, **_conditions(cond, x))
+    with evaluating(score), _reporting(callback, progress, len(times) - 1) as report:
+        solution = method.integrate(reverse, x, times, noise, report)
+        x, converged, message = solution.x, solution.converged, solution.message
+        if denoise:
+            x = reverse.denoise(x, as_time(solution.t))
+            if not bool(x.isfinite().all()) and converged:
+                converged, message = False, f"non-finite after denoising at t={solution.t:.6g}"
+    return Samples(
+        x=x,
+        nfe=reverse.nfe,
+        seconds=time.perf_counter() - began,
+        converged=converged,
+        message=message,
+        solver=describe(method),
+        grid=None if places is None else describe(places),
+        steps=None if places is None else len(times) - 1,
+        seed=seed,
+        t_start=start,
+        t_end=solution.t,
+        weights=getattr(score, "weights", None),
+    )
+
+
+def _pick(section: Any, package: Any, kind: str, base: type) -> Any:
+    """The object that ``section`` names, of the wanted kind."""
+    chosen = build(section, package, kind)
+    if not isinstance(chosen, base):
+        raise ConfigError(f"{kind} must be a name, a section or a {base.__name__}, got {chosen!r}")
+    return chosen
+
+
+def _interval(
+    sde: SDE, t_start: float | None, t_end: float | None, from_prior: bool
+) -> tuple[float, float]:
+    """The two ends, checked against the trained times."""
+    start = sde.t_max if t_start is None else float(t_start)
+    end = sde.t_min_sampling if t_end is None else float(t_end)
+    if not end >= sde.t_min:
+        raise ValueError(f"t_end={end:g} is below the trained t_min={sde.t_min:g}")
+    if not start <= sde.t_max:
+        raise ValueError(f"t_start={start:g} is above the trained t_max={sde.t_max:g}")
+    if not end < start:
+        raise ValueError(f"sampling needs t_end < t_start, got t_end={end:g}, t_start={start:g}")
+    if from_prior and start < sde.t_max:
+        raise ValueError(
+            f"t_start={start:g} needs x_T, a state at that time: "
+            f"the prior belongs to t_max={sde.t_max:g}"
+        )
+    return start, end
+
+
+def _times(
+    sde: Any, method: Solver, steps: int | None, grid: Any, start: float, end: float
+) -> tuple[grids.Grid | None, Tensor]:
+    """The grid and its times; no grid and the two ends for a solver that chooses its steps."""
+    if method.default_steps is None or method.default_grid is None:
+        if steps is not None or grid is not None:
+            name = describe(method)["name"]
+            raise ValueError(
+                f"solver {name!r} chooses its own steps: leave out steps and grid, "
+                "and set its tolerances"
+            )
+        return None, torch.tensor([start, end], dtype=torch.float64)
+    places: grids.Grid = _pick(
+        method.default_grid if grid is None else grid, grids, "grid", grids.Grid
+    )
+    count = method.default_steps if steps is None else steps
+    if not method.stochastic and count < sde.ode_min_steps and isinstance(places, grids.Uniform):
+        warnings.warn(
+            f"{count} uniform steps of a deterministic solver give noisy samples from trained "
+            f"{type(sde).__name__} models: take grid='karras', {sde.ode_min_steps} steps or more, "
+            f"or solver={sde.default_solver!r}",
+            stacklevel=4,  # the caller of sample(), through no_grad's wrapper
+        )
+    return places, places(sde, count, start, end)
+
+
+def _initial(
+    score: Any,
+    sde: SDE,
+    noise: KeyedNoise,
+    shape: tuple[int, ...] | None,
+    x_T: Tensor | None,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+) -> Tensor:
+    """The state to start from; afterwards ``noise`` stands at the solver's first draw."""
+    own_device, own_dtype = home(score)
+    if x_T is not None:
+        if not (isinstance(score, nn.Module) or hasattr(score, "device")):
+            own_device = x_T.device
+        own_dtype = x_T.dtype if x_T.dtype in _DTYPES else own_dtype
+    dtype = own_dtype if dtype is None else dtype
+    if dtype not in _DTYPES:
+        raise ValueError(f"the state is kept in float32 or float64, got dtype={dtype}")
+    shape = shape if x_T is None else tuple(x_T.shape)
+    if shape is None:
+        raise ValueError("sample needs a shape (B, *item) or a state x_T")
+    if len(shape) < 2 or min(shape) < 1:
+        raise ValueError(f"sample needs a shape (B, *item) without empty axes, got {tuple(shape)}")
+    if x_T is None:
+        x = sde.prior_sample(tuple(shape), noise, device=device or own_device, dtype=dtype)
+    else:
+        x = x_T.detach().to(device or own_device, dtype)
+    noise.draw = max(noise.draw, 1)  # the first draw is the prior's, used or not
+    return x
+
+
+_DTYPES = (torch.float32, torch.float64)
+
+
+def _conditions(cond: dict[str, Any], x: Tensor) -> dict[str, Any]:
+    """Conditions on the device of the state, checked to hold one value a sample."""
+    for name, value in cond.items():
+        if isinstance(value, Tensor) and value.ndim and len(value) != len(x):
+            raise ValueError(
+                f"condition {name!r} has {len(value)} values for {len(x)} samples: one a sample"
+            )
+    return {k: v.to(x.device) if isinstance(v, Tensor) else v for k, v in cond.items()}
+
+
+@contextmanager
+def _reporting(callback: Callback | None, progress: bool, steps: int) -> Iterator[Callback | None]:
+    """The callback, with a bar beside it if wanted."""
+    if not progress:
+        yield callback
+        return
+    from tqdm import tqdm
+
+    # A solver that chooses its steps does not know their number.
+    with tqdm(total=steps if steps > 1 else None, desc="sampling", delay=2, leave=False) as bar:
+
+        def report(step: int, t: float, x: Tensor) -> None:
+            bar.set_postfix(t=f"{t:.4g}", refresh=False)
+            bar.update()
+            if callback is not None:
+                callback(step, t, x)
+
+        yield report
+
+
+__all__ = ["Samples", "sample"]

@@ -1,0 +1,42 @@
+"""Solvers: each steps a :class:`scoresde.Reverse` along a grid of times; one file a family.
+
+======================  =========  =======  ===========================================
+name                    order      NFE      use
+======================  =========  =======  ===========================================
+``heun``                2          2        few steps, any process
+``ddim``                1          1        few steps, or stochastic with ``eta > 0``
+``euler-maruyama``      1 (weak)   1        the reverse SDE as it stands
+``reverse-diffusion``   1 (weak)   1        the same, with exact transition coefficients
+``ancestral``           1 (weak)   1        DDPM's posterior
+``pc``                  1 (weak)   2        a predictor with Langevin corrections (VE)
+``langevin``            none       1        corrections alone
+``ode``                 adaptive   6        probability-flow ODE on the device
+``ode-scipy``           adaptive   6        the same by scipy, in float64: the reference
+``torchsde``            1 (weak)   1 or 2   the reverse SDE by torchsde
+======================  =========  =======  ===========================================
+"""
+
+from .ancestral import Ancestral, ReverseDiffusion
+from .base import Solution, Solver
+from .ddim import DDIM
+from .euler import EulerMaruyama
+from .heun import Heun
+from .langevin import Langevin
+from .ode import ODE, ODEScipy
+from .pc import PC
+from .sde_torch import TorchSDE
+
+__all__ = [
+    "DDIM",
+    "ODE",
+    "PC",
+    "Ancestral",
+    "EulerMaruyama",
+    "Heun",
+    "Langevin",
+    "ODEScipy",
+    "ReverseDiffusion",
+    "Solution",
+    "Solver",
+    "TorchSDE",
+]

@@ -1,0 +1,233 @@
+r"""The probability-flow ODE by general-purpose adaptive methods.
+
+    dx/dt = f(x, t) - g(t)^2/2 score(x, t),    t from t_start to t_end
+
+``ODE`` runs torchdiffeq on the device of the state; ``ODEScipy`` runs scipy on the CPU with a
+float64 state, and is the reference. Neither evaluates outside ``[t_end, t_start]``, and both stop
+after ``max_nfe`` evaluations with the state that they have reached. torchdiffeq takes one step for
+the whole batch, here as short as its worst sample needs: no sample hides in the batch's mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..config import unknown
+from ..noise import NoiseSource
+from ..sde.base import Reverse, as_time
+from .base import Callback, Solution, Solver, non_finite
+
+
+class _SpentError(Exception):
+    """The budget of evaluations is spent."""
+
+
+@dataclass(frozen=True)
+class AdaptiveODE(Solver):
+    """What the adaptive methods share: their options and their messages.
+
+    Args:
+        method: name of the method.
+        rtol: relative tolerance, > 0.
+        atol: absolute tolerance, > 0.
+        max_nfe: evaluations after which to give up, >= 1.
+    """
+
+    method: str = ""
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    max_nfe: int = 1000
+
+    methods: ClassVar[dict[str, tuple[int, int]]] = {}
+    """Accepted methods, with order and evaluations per step."""
+    order: ClassVar[float] = 5.0
+    stochastic: ClassVar[bool] = False
+    nfe_per_step: ClassVar[int] = 6
+    default_steps: ClassVar[int | None] = None
+    default_grid: ClassVar[str | None] = None
+
+    def __post_init__(self) -> None:
+        if self.method not in self.methods:
+            raise unknown(f"method of {type(self).__name__}", self.method, self.methods)
+        if not (self.rtol > 0 and self.atol > 0):
+            raise ValueError(
+                f"{type(self).__name__} needs rtol > 0 and atol > 0, "
+                f"got rtol={self.rtol}, atol={self.atol}"
+            )
+        if self.max_nfe < 1:
+            raise ValueError(f"{type(self).__name__} needs max_nfe >= 1, got {self.max_nfe}")
+        order, nfe = self.methods[self.method]
+        object.__setattr__(self, "order", float(order))
+        object.__setattr__(self, "nfe_per_step", nfe)
+
+    def step(
+        self,
+        reverse: Reverse,
+        x: Tensor,
+        t: Tensor,
+        s: Tensor,
+        noise: NoiseSource | None,
+        state: Any = None,
+    ) -> tuple[Tensor, Any]:
+        """Solves from ``t`` to ``s``, shape ``()``, by as many steps as it takes."""
+        return self.integrate(reverse, x, torch.stack([t, s]), noise).x, state
+
+    def _field(self, reverse: Reverse, times: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """The drift, kept inside the interval and within the budget."""
+        low, high = float(times[-1]), float(times[0])
+        limit = reverse.nfe + self.max_nfe
+
+        def field(t: Tensor, x: Tensor) -> Tensor:
+            if reverse.nfe >= limit:
+                raise _SpentError
+            return reverse.drift(x, t.clamp(low, high))  # rounded to the dtype of x, t may leave
+
+        return field
+
+    def _spent(self, x: Tensor, t: float, end: float) -> Solution:
+        message = (
+            f"stopped after {self.max_nfe} evaluations at t={t:.6g}, short of t={end:.6g}, "
+            f"in {_name(x)}: raise max_nfe, rtol or atol"
+        )
+        return Solution(x, t, False, message)
+
+    def _stuck(self, x: Tensor, t: float, steps: int) -> Solution:
+        if not bool(x.isfinite().all()):
+            return Solution(x, t, False, non_finite(x, t, steps))
+        message = (
+            f"the step size underflowed at t={t:.6g}, in {_name(x)}: the score is not finite "
+            "or not smooth there; use float64, or raise rtol and atol"
+        )
+        return Solution(x, t, False, message)
+
+
+@dataclass(frozen=True)
+class ODE(AdaptiveODE):
+    """torchdiffeq on the device of the state.
+
+    Sources: https://github.com/rtqichen/torchdiffeq; A family of embedded Runge-Kutta formulae
+    (Dormand & Prince, 1980), https://doi.org/10.1016/0771-050X(80)90013-3.
+    """
+
+    method: str = "dopri5"
+
+    methods: ClassVar[dict[str, tuple[int, int]]] = {
+        "dopri8": (8, 13),
+        "dopri5": (5, 6),
+        "bosh3": (3, 3),
+        "adaptive_heun": (2, 1),
+    }
+
+    def integrate(
+        self,
+        reverse: Reverse,
+        x: Tensor,
+        times: Tensor,
+        noise: NoiseSource | None = None,
+        callback: Callback | None = None,
+    ) -> Solution:
+        """Solves from ``times[0]`` to ``times[-1]``; see :meth:`Solver.integrate`."""
+        from torchdiffeq import odeint
+
+        self.check(reverse)
+        clock = torch.float32 if x.device.type == "mps" else torch.float64  # float64: not there
+        ends = times[[0, -1]].to(x.device, clock)
+        field = self._field(reverse, times)
+        end = float(times[-1])
+        steps, at, state = 0, float(ends[0]), x
+
+        def step_begins(t: Tensor, y: Tensor, dt: Tensor) -> None:
+            nonlocal steps, at, state
+            if float(t) == at:  # the first step, or one that is tried again
+                return
+            steps, at, state = steps + 1, float(t), y
+            if callback is not None:
+                callback(steps, at, y)
+
+        # torchdiffeq looks for this attribute. Without step_t it would step past the end, outside
+        # the trained times, and interpolate back.
+        field.callback_step = step_begins  # type: ignore[attr-defined]
+        options = {"norm": _worst, "step_t": ends[-1:], "dtype": clock}
+        try:
+            state = odeint(
+                field, x, ends, rtol=self.rtol, atol=self.atol, method=self.method, options=options
+            )[-1]
+        except _SpentError:
+            return self._spent(state, at, end)
+        except AssertionError:  # a step too small or a state not finite, says torchdiffeq
+            return self._stuck(state, at, steps)
+        if callback is not None:
+            callback(steps + 1, end, state)
+        if not bool(state.isfinite().all()):
+            return Solution(state, end, False, non_finite(state, end, steps + 1))
+        return Solution(state, end)
+
+
+@dataclass(frozen=True)
+class ODEScipy(AdaptiveODE):
+    """scipy's explicit Runge-Kutta methods, with a float64 state on the CPU.
+
+    The score is evaluated on the device and in the dtype of ``x``. The step is common to the
+    batch, and its error the root mean square over the whole of it.
+
+    Source: https://docs.scipy.org/doc/scipy/reference/integrate.html.
+    """
+
+    method: str = "RK45"
+
+    methods: ClassVar[dict[str, tuple[int, int]]] = {
+        "RK45": (5, 6),
+        "RK23": (3, 3),
+        "DOP853": (8, 11),
+    }
+
+    def integrate(
+        self,
+        reverse: Reverse,
+        x: Tensor,
+        times: Tensor,
+        noise: NoiseSource | None = None,
+        callback: Callback | None = None,
+    ) -> Solution:
+        """Solves from ``times[0]`` to ``times[-1]``; see :meth:`Solver.integrate`."""
+        from scipy import integrate
+
+        self.check(reverse)
+        field = self._field(reverse, times)
+        start, end = float(times[0]), float(times[-1])
+
+        def back(y: Any) -> Tensor:
+            return torch.from_numpy(y).reshape(x.shape).to(x)
+
+        def flat(t: float, y: Any) -> Any:
+            return field(as_time(t), back(y)).flatten().double().cpu().numpy()
+
+        y, t, steps = x.flatten().double().cpu().numpy(), start, 0
+        try:
+            method = getattr(integrate, self.method)(
+                flat, start, y, end, rtol=self.rtol, atol=self.atol
+            )
+            while method.status == "running":
+                method.step()
+                if method.status == "failed":
+                    return self._stuck(back(y), t, steps)
+                y, t, steps = method.y, float(method.t), steps + 1
+                if callback is not None:
+                    callback(steps, t, back(y))
+        except _SpentError:
+            return self._spent(back(y), t, end)
+        return Solution(back(y), end)
+
+
+def _worst(error: Tensor) -> Tensor:
+    """Root mean square over each sample, the largest of the batch."""
+    return error.flatten(1).square().mean(1).sqrt().max()
+
+
+def _name(x: Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")

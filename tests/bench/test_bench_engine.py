@@ -1,0 +1,252 @@
+"""The comparison against closed forms: true errors, true NFE, and failures kept in their rows."""
+
+import math
+import warnings
+
+import pytest
+import torch
+
+import scoresde as sd
+from scoresde.bench import Row, Target, compare, mixture
+from scoresde.bench.report import table, verdict
+from scoresde.bench.target import moment_errors
+from scoresde.noise import KeyedNoise
+from scoresde.solvers import DDIM, ODE, ODEScipy
+
+TIGHT = ODEScipy(method="DOP853", rtol=1e-10, atol=1e-10, max_nfe=10000)
+LAW = mixture(2)
+
+
+@pytest.fixture(scope="module")
+def target():
+    return Target.exact(LAW, samples=600)
+
+
+@pytest.fixture(scope="module")
+def rows(target):
+    return compare(
+        LAW.score(sd.VP()), target, solvers=["heun", "ddim", "ancestral", "ode"],
+        steps=[5, 10, 20, 40, 80], samples=600, endpoint=TIGHT,
+    )  # fmt: skip
+
+
+def of(rows, solver):
+    return [row for row in rows if row.solver == solver]
+
+
+def test_rows_come_in_order_and_adaptive_solvers_once(rows):
+    expected = [(s, n) for s in ("heun", "ddim", "ancestral") for n in (5, 10, 20, 40, 80)]
+    assert [(row.solver, row.steps) for row in rows] == [*expected, ("ode", None)]
+    assert all(row.converged and row.seconds > 0 for row in rows)
+
+
+def test_evaluations_are_those_of_the_score(target):
+    calls = []
+
+    class Counting:
+        sde, shape = sd.VP(), (2,)
+        device, dtype = torch.device("cpu"), torch.float64
+
+        def __call__(self, x, t):
+            calls.append(len(x))
+            return LAW.score(self.sde)(x, t)
+
+    for name in ("heun", "ddim", "ode"):
+        calls.clear()
+        (row,) = compare(Counting(), target, solvers=[name], steps=[7], samples=50)
+        warm_up = 2
+        assert row.nfe == len(calls) - warm_up
+    assert [of(compare(Counting(), target, solvers=[s], steps=[7], samples=50), s)[0].nfe
+            for s in ("heun", "ddim", "ancestral")] == [15, 8, 8]  # fmt: skip
+
+
+def test_endpoint_error_falls_at_the_order_of_the_solver(rows):
+    """Halving the step divides the error by ``2^order``; stochastic solvers have no endpoint."""
+    for name, order in (("heun", 2), ("ddim", 1)):
+        errors = [row.endpoint_rms for row in of(rows, name)]
+        assert math.log2(errors[-2] / errors[-1]) == pytest.approx(order, abs=0.35)
+    assert of(rows, "ode")[0].endpoint_rms < 1e-3
+    assert all(row.endpoint_rms is None for row in of(rows, "ancestral"))
+
+
+def test_endpoint_of_one_gaussian_is_the_closed_form():
+    """For ``N(0, s^2)`` the ODE maps ``x_T`` to ``x_T std(t_end)/std(t_max)``, then denoises."""
+    sde, s = sd.VP(), 0.5
+    law = sd.GaussianMixture([1.0], torch.zeros(1, 3, dtype=torch.float64), [s])
+    target = Target.exact(law, samples=40)
+    (row,) = compare(law.score(sde), target, solvers=["ddim"], steps=[4], samples=40, seed=3,
+                     endpoint=TIGHT)  # fmt: skip
+    x_T = sde.prior_sample((40, 3), KeyedNoise(3), dtype=torch.float64)
+
+    def std(t):
+        return (sde.alpha(t) ** 2 * s**2 + sde.sigma(t) ** 2).sqrt()
+
+    end = sde.t_min_sampling
+    truth = x_T * std(end) / std(sde.t_max) * (sde.alpha(end) * s**2 / std(end) ** 2)
+    out = sd.sample(law.score(sde), x_T=x_T, solver="ddim", steps=4, seed=3).x
+    expected = float((out - truth).square().mean().sqrt())
+    assert row.endpoint_rms == pytest.approx(expected, rel=1e-6)
+
+
+def test_distances_reach_the_floor_with_steps_and_not_before(rows, target):
+    for name in ("heun", "ddim", "ancestral"):
+        few, *_, many = of(rows, name)
+        for key, floor in target.floor.items():
+            assert getattr(many, key) < 1.5 * floor
+            if key != "mean_error":
+                assert getattr(few, key) > 1.5 * floor
+
+
+def test_moment_errors_are_exact():
+    mean = torch.tensor([0.0, 8.0], dtype=torch.float64)
+    covariance = torch.eye(2, dtype=torch.float64)
+    x = torch.tensor([[3.0, 4.0], [1.0, 4.0], [2.0, 4.0]], dtype=torch.float64)  # var 1 and 0
+    found = moment_errors(x, (mean, covariance))
+    assert found["mean_error"] == pytest.approx(math.sqrt((4 + 16) / 2))
+    assert found["covariance_error"] == pytest.approx(1 / math.sqrt(2))
+
+
+def test_every_solver_starts_from_the_same_noise_and_batches_do_not_show(target):
+    starts = []
+
+    class Watching:
+        sde, shape = sd.VP(), (2,)
+        device, dtype = torch.device("cpu"), torch.float64
+
+        def __call__(self, x, t, shift=None):
+            if float(t) == self.sde.t_max:
+                starts.append(x.clone())
+            assert shift is None or len(shift) == len(x)
+            return LAW.score(self.sde)(x, t)
+
+    settings = {"solvers": ["heun", "ancestral", "ode"], "steps": [3], "samples": 40, "seed": 5}
+    whole = compare(Watching(), target, **settings)
+    assert len({tuple(x.flatten().tolist()) for x in starts}) == 1
+    parts = compare(Watching(), target, batch=16, shift=torch.zeros(40), **settings)
+    for a, b in zip(whole[:2], parts[:2], strict=True):
+        assert a.nfe == b.nfe
+        assert a.sliced_w2 == pytest.approx(b.sliced_w2, rel=1e-9)
+    assert compare(Watching(), target, **settings | {"seed": 6})[0].sliced_w2 != whole[0].sliced_w2
+
+
+def test_a_failure_stays_in_its_row(target):
+    class Brittle:
+        sde, shape = sd.VP(), (2,)
+        device, dtype = torch.device("cpu"), torch.float64
+
+        def __call__(self, x, t):
+            if 0.2 < float(t) < 0.3:
+                raise ValueError("no score\n here")
+            return LAW.score(self.sde)(x, t)
+
+    wanted = ["ode", ODE(max_nfe=10), DDIM(eta=0.5)]
+    broken, short, fine = compare(Brittle(), target, solvers=wanted, steps=[1], samples=20)
+    assert broken.message == "no score here"
+    assert not broken.converged
+    assert broken.nfe is None
+    assert short.solver == "ode(max_nfe=10)"
+    assert not short.converged
+    assert "stopped after 10 evaluations" in short.message
+    assert short.nfe == 11
+    assert fine.solver == "ddim(eta=0.5)"
+    assert fine.converged
+    text = table([broken, short, fine], target.floor)
+    assert "failed: no score here" in text
+    assert "not converged: stopped after" in text
+
+
+def test_a_state_that_blows_up_has_no_distances(target):
+    class Wild:
+        sde, shape = sd.VP(), (2,)
+        device, dtype = torch.device("cpu"), torch.float64
+
+        def __call__(self, x, t):
+            return x * math.inf
+
+    (row,) = compare(Wild(), target, solvers=["ancestral"], steps=[3], samples=20)
+    assert not row.converged
+    assert "non-finite" in row.message
+    assert row.sliced_w2 is None
+    assert row.nfe == 4
+
+
+def test_a_warning_of_the_sampler_goes_into_the_row(target):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (row,) = compare(LAW.score(sd.VE()), target, solvers=["heun"], steps=[5], samples=20,
+                         grid="uniform")  # fmt: skip
+    assert row.converged
+    assert "uniform" in row.message
+
+
+def test_times_are_the_median_of_all_runs_but_the_first(target, monkeypatch):
+    from scoresde.bench import engine
+
+    seconds = iter([1e9, 500.0, 3.0, 1.0, 2.0])  # warm-up, then four repeats
+    real = engine.sample
+    monkeypatch.setattr(
+        engine, "sample",
+        lambda *a, **k: engine.replace(real(*a, **k), seconds=next(seconds)),
+    )  # fmt: skip
+    score = LAW.score(sd.VP())
+    (row,) = compare(score, target, solvers=["ddim"], steps=[2], samples=20, repeats=4)
+    assert row.seconds == 2.0
+
+
+def test_target_of_data_separates_reference_and_floor():
+    items = torch.arange(40.0)[:, None]
+    halved = Target.of_data(items, samples=100, seed=1)
+    assert halved.about["reference_items"] == halved.about["floor_items"] == 20
+    both = Target.of_data(items, items + 100, samples=15, seed=1)
+    assert sorted(both.reference[:, 0].tolist()) == list(range(40))
+    assert both.about["floor_items"] == 15
+    assert both.floor["sliced_w2"] > 5 * halved.floor["sliced_w2"]
+    # The floor is about real items: real ones pass it.
+    real = Target.of_data(LAW.sample(400, torch.Generator().manual_seed(1)), samples=200)
+    fresh = real.measure(LAW.sample(200, torch.Generator().manual_seed(2)))
+    assert fresh["sliced_w2"] < 1.5 * real.floor["sliced_w2"]
+    with pytest.raises(ValueError, match="at least 4 held-out items"):
+        Target.of_data(items[:3], samples=10)
+
+
+def test_target_decodes_before_it_measures():
+    items = torch.randint(0, 10, (50, 2), generator=torch.Generator().manual_seed(0))
+    target = Target.of_data(items, items, samples=50, decode=lambda z: z * 10)
+    assert target.measure(items / 10)["sliced_w2"] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 7])
+def test_mixture_is_centred_and_scaled(dim):
+    mean, covariance = mixture(dim).moments()
+    assert mean.abs().max() < 1e-12
+    assert float(covariance.trace()) == pytest.approx(dim)
+
+
+def test_mistakes_are_refused_before_any_work(target):
+    score = LAW.score(sd.VP())
+    for settings, said in (
+        ({"solvers": ["huen"]}, "did you mean 'heun'"),
+        ({"grid": "karas"}, "did you mean 'karras'"),
+        ({"steps": [0]}, "at least 1"),
+        ({"steps": []}, "at least one"),
+        ({"samples": 1}, "samples >= 2"),
+        ({"repeats": 0}, "repeats >= 1"),
+        ({"endpoint": "ancestral"}, "solver of the ODE"),
+        ({"endpoint": ODE(max_nfe=5)}, "did not converge"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            compare(score, target, **{"solvers": ["ddim"], "samples": 10, **settings})
+
+
+def test_verdict_takes_the_cheapest_row_at_the_floor():
+    floor = {"sliced_w2": 1.0, "mmd2": 0.1}
+    rows = [
+        Row("a", 5, nfe=6, sliced_w2=0.9, mmd2=0.2, converged=True),
+        Row("b", 10, nfe=21, sliced_w2=0.9, mmd2=-0.2, converged=True),
+        Row("c", 10, nfe=11, sliced_w2=1.0, mmd2=0.1, converged=True),
+        Row("d", 5, nfe=7, sliced_w2=0.1, mmd2=0.0, converged=False),
+    ]
+    assert "c, 10 steps, NFE 11" in verdict(rows, floor)
+    assert "no row" in verdict(rows[:1], floor)
+    marks = table(rows, floor).splitlines()[2:6]
+    assert [line.count("*") for line in marks] == [1, 2, 2, 2]

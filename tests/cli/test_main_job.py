@@ -1,0 +1,202 @@
+"""The command line end to end, as a user runs it: processes, exit codes, files."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+TINY = ["--set", "net.width=8", "--set", "training.evaluations=1", "--set", "sampling.count=4",
+        "--set", "likelihood.items=4", "--set", "sampling.steps=4"]  # fmt: skip
+
+
+def run(*args, cwd, expect=0, **kwargs):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "scoresde", *map(str, args)],
+        cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, **kwargs,
+    )  # fmt: skip
+    assert done.returncode == expect, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder in which ``runs/digits-vp`` was trained for some steps."""
+    folder = tmp_path_factory.mktemp("work")
+    done = run("train", "--sde", "vp", "--steps", 12, *TINY, cwd=folder)
+    return folder, done.stdout
+
+
+def test_help_is_immediate_and_imports_no_torch(tmp_path):
+    code = "import sys; from scoresde.cli import cli; cli(['--help'], standalone_mode=False); " \
+           "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for command in ("train", "sample", "likelihood", "bench", "info", "check"):
+        assert command in done.stdout
+        assert "Example" in run(command, "--help", cwd=tmp_path).stdout
+
+
+def test_train_leaves_what_it_promises(trained):
+    folder, said = trained
+    out = folder / "runs" / "digits-vp"
+    report = json.loads((out / "report.json").read_text())
+    assert report["steps"] == 12
+    assert 0 < report["heldout"]["bits_per_dim"] < 12
+    assert report["heldout"]["bits_per_dim_stderr"] > 0
+    assert report["sampling"]["nfe"] > 0
+    assert Image.open(out / "samples" / "final.png").width > 0
+    assert Image.open(out / "loss.png").width > 100
+    assert "SNR" in said
+    assert "KL to the prior" in said
+    for command in ("scoresde sample", "scoresde likelihood", "scoresde bench"):
+        assert command in said
+
+
+def test_sample_writes_pictures_and_arrays(trained):
+    folder, _ = trained
+    run("sample", "runs/digits-vp", "-n", 5, "--steps", 3, "--out", "s.npy", cwd=folder)
+    items = np.load(folder / "s.npy")
+    assert items.shape == (5, 1, 8, 8)
+    assert items.dtype == np.uint8
+    assert items.max() <= 16
+    done = run("sample", "runs/digits-vp", "-n", 5, "--steps", 3, "--batch", 2, "--out", "t.npy",
+               "--json", "t.json", "--seed", 0, cwd=folder)  # fmt: skip
+    assert np.abs(np.load(folder / "t.npy").astype(int) - items).max() <= 1
+    figures = json.loads((folder / "t.json").read_text())
+    assert figures["nfe"] == 7  # Heun takes two evaluations a step, and one denoises
+    assert "7 evaluations" in done.stdout
+    run("sample", "runs/digits-vp", "-n", 4, "--solver", "ddim", "--set", "eta=0.5", "--steps", 2,
+        "--out", "p.png", cwd=folder)  # fmt: skip
+    assert Image.open(folder / "p.png").width > 0
+
+
+def test_likelihood_reports_bits_and_items(trained):
+    folder, _ = trained
+    run("likelihood", "runs/digits-vp", "--items", 3, "--rtol", 1e-2, "--atol", 1e-2,
+        "--json", "l.json", "--csv", "l.csv", cwd=folder)  # fmt: skip
+    figures = json.loads((folder / "l.json").read_text())
+    rows = (folder / "l.csv").read_text().splitlines()
+    assert len(rows) == 4
+    mean = np.mean([float(r.split(",")[2]) for r in rows[1:]])
+    assert mean == pytest.approx(figures["bits_per_dim"])
+
+
+def test_info_and_check(trained):
+    folder, _ = trained
+    said = run("info", "runs/digits-vp", cwd=folder).stdout
+    assert "parameters" in said
+    assert "multiply-adds" in said
+    said = run("check", "--set", "net.width=8", cwd=folder).stdout
+    assert "(1, 8, 8)" in said
+    assert "proposed sigma_max" in said
+
+
+def test_an_existing_run_is_kept_unless_asked(trained):
+    folder, _ = trained
+    before = (folder / "runs/digits-vp/report.json").read_bytes()
+    done = run("train", "--sde", "vp", "--steps", 2, cwd=folder, expect=1)
+    assert "--resume" in done.stderr
+    assert "--overwrite" in done.stderr
+    assert (folder / "runs/digits-vp/report.json").read_bytes() == before
+
+
+def test_resume_goes_on(trained, tmp_path):
+    run("train", "--steps", 4, "--out", "r", *TINY, cwd=tmp_path)
+    said = run("train", "--out", "r", "--resume", "--steps", 6, cwd=tmp_path).stdout
+    assert "resumed at step 4" in said
+    assert json.loads((tmp_path / "r/report.json").read_text())["steps"] == 6
+    done = run("train", "--out", "r", "--resume", "--sde", "ve", cwd=tmp_path, expect=1)
+    assert "section 'sde' cannot change" in done.stderr
+    run("train", "--out", "r", "--overwrite", "--steps", 2, *TINY, cwd=tmp_path)
+    assert json.loads((tmp_path / "r/report.json").read_text())["steps"] == 2
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "scoresde", "train", "--steps", "100000", "--out", "r", *TINY],
+        cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    log = tmp_path / "r" / "logs" / "train.jsonl"
+    deadline = time.time() + 120
+    while not log.exists() and time.time() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "scoresde train --out r --resume" in said
+    assert len(list((tmp_path / "r" / "checkpoints").glob("step-*"))) == 1
+
+
+def test_vectors_train_and_report_nats(tmp_path):
+    run("train", "--data", "moons", "--sde", "ve", "--sigma-max", "auto", "--steps", 5,
+        "--set", "sampling.solver=heun", "--set", "sampling.steps=5",
+        "--set", "likelihood.items=4", "--out", "m", cwd=tmp_path)  # fmt: skip
+    report = json.loads((tmp_path / "m/report.json").read_text())
+    assert "bits_per_dim" not in report["heldout"]
+    assert np.isfinite(report["heldout"]["nats"])
+    done = run("likelihood", "m", "--levels", 256, cwd=tmp_path, expect=1)
+    assert "continuous" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["train", "--sde", "vpp"], "did you mean 'vp'"),
+        (["train", "--set", "sde.beta_mx=3"], "did you mean 'beta_max'"),
+        (["train", "--set", "training.lr=fast"], "training.lr"),
+        (["train", "--set", "sde.beta_max=-1"], "beta_min <= beta_max"),
+        (["train", "--data", "moon"], "moons"),
+        (["train", "--data", "none.npz"], "none.npz"),
+        (["train", "--config", "none.yaml"], "cannot read none.yaml"),
+        (["train", "--out", "file/run"], "not a folder"),
+        (["train", "--out", "busy"], "no run of scoresde"),
+        (["train", "--data", "nan.npy"], "finite"),
+        (["train", "--data", "images"], "broken.png"),
+        (["train", "--device", "gpu9"], "unknown device 'gpu9'"),
+        (["sample", "nowhere"], "no such folder"),
+        (["sample", "--out", "x.bmp"], ".png and .npy"),
+        (["likelihood", "nowhere"], "no such folder"),
+    ],
+    ids=lambda value: "-".join(value)[:40] if isinstance(value, list) else "",
+)
+def test_mistakes_give_one_line_and_leave_nothing(tmp_path, args, said):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "busy").mkdir()
+    (tmp_path / "busy" / "thesis.txt").write_text("precious")
+    np.save(tmp_path / "nan.npy", np.full((4, 2), np.nan, np.float32))
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "broken.png").write_bytes(b"not a picture")
+    before = sorted(p.name for p in tmp_path.rglob("*"))
+    done = run(*args, cwd=tmp_path, expect=1)
+    assert said in done.stderr
+    assert done.stderr.startswith("Error: ")
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert sorted(p.name for p in tmp_path.rglob("*")) == before
+
+
+def test_times_below_the_trained_ones_are_refused(trained):
+    folder, _ = trained
+    for args in (["sample", "--t-end", 1e-7], ["likelihood", "--t-min", 1e-7]):
+        command, *rest = args
+        done = run(command, "runs/digits-vp", *rest, cwd=folder, expect=1)
+        assert "t_min" in done.stderr
+
+
+def test_a_damaged_checkpoint_is_refused(trained, tmp_path):
+    import shutil
+
+    folder, _ = trained
+    shutil.copytree(folder / "runs/digits-vp", tmp_path / "r")
+    file = next((tmp_path / "r/checkpoints").glob("*/ema.safetensors"))
+    file.write_bytes(file.read_bytes()[:1000])
+    done = run("sample", "r", cwd=tmp_path, expect=1)
+    assert "ema.safetensors is truncated or damaged" in done.stderr
+    assert not list(tmp_path.glob("*.png"))

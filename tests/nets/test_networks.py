@@ -1,0 +1,101 @@
+import pytest
+import torch
+from torch import nn
+
+from scoresde.nets import MLP, UNet
+from scoresde.nets.embed import ClassEmbedding, NoiseEmbedding, fourier_features
+
+
+def awake(net: nn.Module) -> nn.Module:
+    """The network with no layer left at zero, so that every path shows in the output."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in net.parameters():
+        if parameter.ndim > 1 and not parameter.any():
+            parameter.data.normal_(0, 0.1, generator=generator)
+    return net.eval()
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 16), (1, 13), (1, 8, 8), (3, 9, 14), (4, 7, 7), (2, 4, 6, 5)], ids=str
+)
+def test_unet_keeps_any_shape(shape):
+    net = awake(UNet(shape, width=16, multipliers=(1, 2), blocks=1, attention=(1,)))
+    x = torch.randn(3, *shape)
+    out = net(x, torch.zeros(3))
+    assert out.shape == x.shape
+    assert out.std() > 0
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_padding_is_cropped_to_the_right_place(axis):
+    """A network on a padded item sees what it sees on the item embedded in zeros by hand."""
+    net = awake(UNet((1, 8, 8), width=16, multipliers=(1, 2, 2), blocks=1, attention=()))
+    x = torch.randn(2, 1, 7, 5)
+    by_hand = torch.zeros(2, 1, 8, 8)
+    by_hand[:, :, 0:7, 1:6] = x
+    inside = net(by_hand, torch.zeros(2))[:, :, 0:7, 1:6]
+    torch.testing.assert_close(net(x, torch.zeros(2)), inside)
+
+
+@pytest.mark.parametrize("make", [lambda k: UNet((1, 8, 8), 16, (1, 2), 1, (1,), num_classes=k),
+                                  lambda k: MLP((5,), num_classes=k)])  # fmt: skip
+def test_conditions_reach_the_output(make):
+    net = awake(make(3))
+    x = torch.randn(2, *net.shape)
+    low, high = net(x, torch.full((2,), -1.0)), net(x, torch.full((2,), -0.98))
+    assert (low - high).abs().max() > 1e-5
+    y = torch.tensor([0, 2])
+    one_hot = torch.eye(3)[y]
+    torch.testing.assert_close(net(x, torch.zeros(2), y), net(x, torch.zeros(2), one_hot))
+    assert (net(x, torch.zeros(2), y) - net(x, torch.zeros(2))).abs().max() > 1e-5
+
+
+@pytest.mark.parametrize("net", [UNet((1, 8, 8), 16, (1, 2), 1, (0,)), MLP((4,))])
+def test_items_of_a_batch_do_not_mix(net):
+    net = awake(net)
+    x, c = torch.randn(4, *net.shape), torch.linspace(-1, 1, 4)
+    torch.testing.assert_close(net(x, c)[2:3], net(x[2:3], c[2:3]))
+
+
+def test_every_parameter_learns():
+    net = awake(UNet((1, 8, 8), 16, (1, 2), 1, (1,), num_classes=2, fourier=(6,)))
+    out = net(torch.randn(4, 1, 8, 8), torch.zeros(4), torch.tensor([0, 1, 0, 1]))
+    out.square().sum().backward()
+    idle = [k for k, p in net.named_parameters() if p.grad is None or not p.grad.any()]
+    assert idle == []
+
+
+def test_refusals_name_the_other_network():
+    with pytest.raises(ValueError, match="use the mlp"):
+        UNet((5,))
+    with pytest.raises(ValueError, match="use the unet"):
+        MLP((1, 8, 8))
+
+
+def test_presets_grow():
+    sizes = [
+        sum(p.numel() for p in UNet((1, 32, 32), **UNet.presets[k]).parameters())
+        for k in ("tiny", "small", "base")
+    ]
+    assert sizes == sorted(sizes)
+    assert sizes[0] < 1e6 < sizes[1] < 1e7 < sizes[2]
+
+
+def test_fourier_features_separate_grey_levels():
+    levels = (torch.arange(256.0) + 0.5) / 128 - 1
+    features = fourier_features(levels.reshape(1, 1, 256), (6, 7))[0].T
+    distance = torch.cdist(features[:, 1:], features[:, 1:])
+    neighbours = distance.diagonal(1)
+    assert features.shape == (256, 5)
+    assert neighbours.min() > 1  # grey levels differ by 1/128 in x, by more than 1 in the features
+
+
+def test_noise_embedding_tells_neighbours_apart_in_half_precision():
+    embed = NoiseEmbedding(16).bfloat16()
+    near = embed(torch.tensor([0.5, 0.51])).float()
+    assert (near[0] - near[1]).abs().max() > 0
+
+
+def test_class_embedding_without_labels_is_the_last_row():
+    table = ClassEmbedding(3, 4)
+    torch.testing.assert_close(table(None, 2), table(torch.tensor([3, 3])))

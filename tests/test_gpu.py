@@ -1,0 +1,58 @@
+"""The closed-form checks again on an accelerator; skipped where there is none."""
+
+import pytest
+import torch
+
+import scoresde as sd
+from scoresde.noise import KeyedNoise
+from scoresde.training import Trainer, prepare
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+
+@pytest.fixture
+def on_gpu(mixture):
+    return mixture.to("cuda")
+
+
+def test_keyed_noise_is_that_of_the_cpu():
+    here, there = KeyedNoise(7, 3), KeyedNoise(7, 3)
+    for _ in range(2):
+        a, b = here.normal((4, 3, 5)), there.normal((4, 3, 5), "cuda")
+        torch.testing.assert_close(a, b.cpu(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "solver", ["euler-maruyama", "reverse-diffusion", "ancestral", "ddim", "heun", "pc", "ode"]
+)
+def test_samples_are_those_of_the_cpu(sde, mixture, on_gpu, solver):
+    x = 2 * torch.randn(8, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x_T = sde.prior_std * x / 2
+    settings = {"solver": solver, "steps": None if solver == "ode" else 12}
+    here = sd.sample(mixture.score(sde), x_T=x_T, **settings)
+    there = sd.sample(on_gpu.score(sde), x_T=x_T.cuda(), **settings)
+    assert there.x.is_cuda
+    assert there.nfe == here.nfe
+    torch.testing.assert_close(here.x, there.x.cpu(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("divergence", ["exact", "hutchinson"])
+def test_likelihood_is_that_of_the_cpu(sde, mixture, on_gpu, divergence):
+    x = mixture.sample(8, torch.Generator().manual_seed(0))
+    here = sd.log_prob(mixture.score(sde), x, divergence=divergence)
+    there = sd.log_prob(on_gpu.score(sde), x.cuda(), divergence=divergence)
+    assert there.log_prob.is_cuda
+    torch.testing.assert_close(here.log_prob, there.log_prob.cpu(), rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_network_trains_and_samples(tmp_path, precision):
+    config = {"training": {"steps": 30, "evaluations": 0, "precision": precision}}
+    trainer = Trainer(prepare(config, tmp_path, torch.device("cuda")), say=lambda line: None)
+    trainer.run(show_progress=False)
+    drawn = sd.sample(trainer.averaged, (4, 1, 8, 8), steps=4)
+    assert drawn.x.is_cuda
+    assert drawn.x.isfinite().all()

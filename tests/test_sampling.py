@@ -1,0 +1,258 @@
+"""sample(): what it starts from, where it stops, and what it says about it."""
+
+import math
+import warnings
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+import scoresde as sd
+from scoresde import config, grids, solvers
+from scoresde.noise import KeyedNoise
+
+
+@pytest.fixture
+def score(mixture):
+    return mixture.score(sd.VP())
+
+
+class Plain:
+    """The least that a score can be: a callable with an ``sde``."""
+
+    def __init__(self, score):
+        self.inner, self.sde, self.calls = score, score.sde, []
+
+    def __call__(self, x, t, **cond):
+        self.calls.append((float(t), cond, torch.is_grad_enabled()))
+        return self.inner(x, t)
+
+
+class Net(nn.Module):
+    """A network with dropout, conditioned on ``y``."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(0.5))
+        self.dropout = nn.Dropout(0.5)
+        self.training_seen = set()
+
+    def forward(self, x, c_noise, y=None):
+        self.training_seen.add(self.training)
+        shift = 0 if y is None else y[:, None].to(x.dtype)
+        return self.dropout(x * self.scale) + shift
+
+
+def test_defaults_follow_the_process(sde, mixture):
+    out = sd.sample(mixture.score(sde), (2, 2))
+    assert out.solver["name"] == sde.default_solver
+    solver = config.build(sde.default_solver, solvers, "solver")
+    assert out.steps == solver.default_steps
+    assert out.grid["name"] == solver.default_grid
+    assert (out.t_start, out.t_end) == (sde.t_max, sde.t_min_sampling)
+    assert out.nfe == out.steps * solver.nfe_per_step + 1
+    assert out.converged
+    assert out.message == ""
+    assert out.weights is None
+    assert out.log_prob is None
+    assert out.x.shape == (2, 2)
+    assert out.x.dtype == torch.float64
+
+
+@pytest.mark.parametrize("name", sorted({*config.names(solvers)} - {"langevin"}))
+def test_samples_of_every_solver_have_the_moments_of_the_data(sde, mixture, name):
+    chosen = config.build(name, solvers, "solver")
+    steps = None if chosen.default_steps is None else 150 if chosen.stochastic else 50
+    x = sd.sample(mixture.score(sde), (500, 2), solver=chosen, steps=steps, seed=1).x
+    mean, covariance = mixture.moments()
+    assert (x.mean(0) - mean).abs().max() < 0.15
+    assert (torch.cov(x.T) - covariance).abs().max() < 0.15
+
+
+def test_all_three_ways_to_name_a_solver_and_a_grid(score):
+    ways = [
+        {"solver": "ddim", "grid": "karras"},
+        {"solver": {"name": "ddim"}, "grid": {"name": "karras"}},
+        {"solver": solvers.DDIM(), "grid": grids.Karras()},
+    ]
+    outs = [sd.sample(score, (3, 2), steps=7, **way) for way in ways]
+    for out in outs:
+        assert torch.equal(out.x, outs[0].x)
+        assert out.solver == {"name": "ddim", "eta": 0.0}
+        assert out.grid == {"name": "karras", "rho": 7.0}
+        assert (out.steps, out.nfe) == (7, 8)
+
+
+def test_a_solver_of_the_user(score):
+    class Half(solvers.DDIM):
+        pass
+
+    out = sd.sample(score, (3, 2), solver=Half(), steps=5)
+    assert out.solver["name"].endswith("Half")
+
+
+def test_seeds_repeat_and_differ(score):
+    for solver in ("ddim", "ancestral", "pc", "torchsde"):
+        draws = [sd.sample(score, (4, 2), solver=solver, steps=5, seed=s).x for s in (0, 0, 1)]
+        assert torch.equal(draws[0], draws[1])
+        assert not torch.isclose(draws[0], draws[2]).any()
+
+
+def test_a_series_in_batches_is_the_series(score):
+    whole = sd.sample(score, (7, 2), solver="ancestral", steps=10, seed=3).x
+    parts = [
+        sd.sample(score, (n, 2), solver="ancestral", steps=10, seed=3, start_index=i).x
+        for i, n in ((0, 3), (3, 3), (6, 1))
+    ]
+    torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "ancestral", "pc"])
+def test_x_t_stands_for_the_draw_from_the_prior(score, solver):
+    drawn = sd.sample(score, (4, 2), solver=solver, steps=10, seed=5)
+    x = score.sde.prior_sample((4, 2), KeyedNoise(5), dtype=torch.float64)
+    given = sd.sample(score, x_T=x, solver=solver, steps=10, seed=5)
+    assert torch.equal(drawn.x, given.x)
+
+
+def test_a_run_in_two_parts(score):
+    """From an intermediate time on, with the state that belongs to it."""
+    times = grids.Uniform()(score.sde, 10, 1.0, 0.1)
+    whole = sd.sample(score, (4, 2), solver="ddim", steps=10, grid="uniform", t_end=0.1)
+    first = sd.sample(
+        score, (4, 2), solver="ddim", steps=4, grid="uniform", t_end=float(times[4]), denoise=False
+    )
+    second = sd.sample(
+        score, x_T=first.x, solver="ddim", steps=6, grid="uniform", t_start=first.t_end, t_end=0.1
+    )
+    torch.testing.assert_close(second.x, whole.x)
+    assert (second.t_start, second.t_end) == (float(times[4]), 0.1)
+
+
+def test_the_end_is_denoised(score):
+    noisy = sd.sample(score, (4, 2), solver="ancestral", steps=10, denoise=False)
+    clean = sd.sample(score, (4, 2), solver="ancestral", steps=10)
+    assert clean.nfe == noisy.nfe + 1 == 11
+    torch.testing.assert_close(clean.x, score.denoise(noisy.x, clean.t_end))
+
+
+def test_a_spent_budget_is_denoised_from_where_it_ended(score):
+    out = sd.sample(score, (4, 2), solver={"name": "ode", "max_nfe": 30})
+    assert not out.converged
+    assert "stopped after 30 evaluations" in out.message
+    assert out.t_end > 1e-3
+    assert out.nfe == 31
+    assert (out.grid, out.steps) == (None, None)
+    raw = sd.sample(score, (4, 2), solver={"name": "ode", "max_nfe": 30}, denoise=False)
+    torch.testing.assert_close(out.x, score.denoise(raw.x, raw.t_end))
+
+
+def test_a_network_is_evaluated_without_dropout_or_gradients():
+    net = Net()
+    model = sd.ScoreModel(net, sd.VP(), sd.Eps(), shape=(2,), weights="ema")
+    model.train()
+    y = torch.tensor([0.0, 1.0, 2.0])
+    out = sd.sample(model, (3, 2), steps=4, y=y)
+    assert net.training_seen == {False}
+    assert model.training
+    assert net.training
+    assert not out.x.requires_grad
+    assert out.weights == "ema"
+    assert out.x.dtype == torch.float32
+    assert not torch.allclose(out.x, sd.sample(model, (3, 2), steps=4, y=0 * y).x)
+
+
+def test_training_mode_returns_even_after_a_failure(mixture):
+    model = sd.ScoreModel(Net(), sd.VP(), sd.Eps()).train()
+    with pytest.raises(TypeError, match="unexpected keyword argument 'z'"):
+        sd.sample(model, (3, 2), steps=4, z=1)
+    assert model.training
+
+
+def test_a_plain_callable_and_its_conditions(score):
+    plain, y = Plain(score), torch.arange(4)
+    out = sd.sample(plain, (4, 2), solver="ddim", steps=5, dtype=torch.float64, y=y, mode="a")
+    assert len(plain.calls) == out.nfe == 6
+    for _, cond, gradients in plain.calls:
+        assert torch.equal(cond["y"], y)
+        assert cond["mode"] == "a"
+        assert not gradients
+    torch.testing.assert_close(out.x, sd.sample(score, (4, 2), solver="ddim", steps=5).x)
+    x = torch.randn(4, 2, dtype=torch.float64)
+    assert sd.sample(plain, x_T=x, steps=2).x.dtype == torch.float64
+
+
+def test_the_dtype_of_the_state(score):
+    for dtype in (torch.float32, torch.float64):
+        out = sd.sample(score, (4, 2), solver="ancestral", steps=10, dtype=dtype)
+        assert out.x.dtype == dtype
+    single = sd.sample(score, (4, 2), solver="ancestral", steps=10, dtype=torch.float32)
+    torch.testing.assert_close(single.x.double(), out.x, rtol=1e-4, atol=1e-4)
+    half = torch.zeros(4, 2, dtype=torch.float16)
+    assert sd.sample(score, x_T=half, steps=2).x.dtype == torch.float64
+
+
+def test_non_finite_values_are_named(mixture):
+    sde = sd.VP()
+    exact = mixture.score(sde)
+    plain = Plain(exact)
+    plain.inner = lambda x, t: exact(x, t) * (math.inf if t < 0.5 else 1.0)
+    out = sd.sample(plain, (4, 2), solver="ddim", grid="uniform", steps=10)
+    assert not out.converged
+    assert out.message.startswith("non-finite values from step 7 of 10 on, at t=0.3007")
+    plain.inner = lambda x, t: exact(x, t) * (math.nan if t <= 1e-3 else 1.0)
+    out = sd.sample(plain, (4, 2), solver="ddim", grid="uniform", steps=10)
+    assert not out.converged
+    assert out.message == "non-finite after denoising at t=0.001"
+
+
+def test_callback_and_progress(score):
+    for solver in ("ddim", "ode"):
+        seen: list = []
+        record = partial(lambda into, i, t, x: into.append((i, t)), seen)
+        sd.sample(score, (4, 2), solver=solver, progress=True, callback=record)
+        assert [i for i, _ in seen] == list(range(1, len(seen) + 1))
+        assert seen[-1][1] == 1e-3
+
+
+def test_few_uniform_ode_steps_on_ve_give_a_warning(mixture):
+    score = mixture.score(sd.VE())
+    with pytest.warns(
+        UserWarning, match="10 uniform steps.*VE models: take grid='karras'"
+    ) as seen:
+        sd.sample(score, (2, 2), solver="ddim", steps=10, grid="uniform")
+    assert seen[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sd.sample(score, (2, 2), solver="ddim", steps=100, grid="uniform")
+        sd.sample(score, (2, 2), solver="ddim", steps=10, grid="karras")
+        sd.sample(score, (2, 2), solver="ancestral", steps=10, grid="uniform")
+        sd.sample(mixture.score(sd.VP()), (2, 2), solver="ddim", steps=10, grid="uniform")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, r"a shape \(B, \*item\) or a state x_T"),
+        ({"shape": (4,)}, r"shape \(B, \*item\) without empty axes, got \(4,\)"),
+        ({"shape": (0, 2)}, "without empty axes"),
+        ({"shape": (4, 2), "t_end": 1e-6}, "t_end=1e-06 is below the trained t_min=1e-05"),
+        ({"shape": (4, 2), "t_end": math.nan}, "t_end=nan is below"),
+        ({"shape": (4, 2), "t_start": 1.5}, "t_start=1.5 is above the trained t_max=1"),
+        ({"shape": (4, 2), "t_start": 0.5}, "t_start=0.5 needs x_T.*the prior belongs to t_max=1"),
+        ({"x_T": torch.zeros(4, 2), "t_start": 0.5, "t_end": 0.5}, "t_end < t_start"),
+        ({"shape": (4, 2), "steps": 0}, "steps >= 1, got 0"),
+        ({"shape": (4, 2), "solver": "hoin"}, "unknown solver 'hoin'; did you mean 'heun'"),
+        ({"shape": (4, 2), "solver": 3}, "solver must be a name, a section or a Solver, got 3"),
+        ({"shape": (4, 2), "grid": "karas"}, "unknown grid 'karas'; did you mean 'karras'"),
+        ({"shape": (4, 2), "grid": solvers.DDIM()}, "grid must be a name, a section or a Grid"),
+        ({"shape": (4, 2), "solver": "ode", "steps": 9}, "solver 'ode' chooses its own steps"),
+        ({"shape": (4, 2), "solver": "ode", "grid": "karras"}, "leave out steps and grid"),
+        ({"shape": (4, 2), "dtype": torch.float16}, "float32 or float64, got dtype=torch.float16"),
+        ({"shape": (4, 2), "y": torch.zeros(3)}, "condition 'y' has 3 values for 4 samples"),
+    ],
+)
+def test_what_does_not_fit_is_said(score, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        sd.sample(score, **arguments)
