@@ -92,21 +92,29 @@ def main() -> None:
     torch.set_num_threads(1)
     sde = build(options.sde, processes, "sde")
     report: dict[str, Any] = {
-        "sde": repr(sde), "items": options.items, "threads": 1,
-        "torch": torch.__version__, "machine": platform.machine(), "rows": [],
+        "sde": repr(sde),
+        "items": options.items,
+        "threads": 1,
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "rows": [],
     }
     print(f"{sde}, {options.items} items, one thread, torch {torch.__version__}")
     for name, mixture in mixtures().items():
-        print(f"\n{name}\n{'method':20s}{'NFE':>5s}   prior: mean     max    bias    at 0"
-              "   moments: mean     max    at 0")
+        print(
+            f"\n{name}\n{'method':20s}{'NFE':>5s}   prior: mean     max    bias    at 0"
+            "   moments: mean     max    at 0"
+        )
         for settings in METHODS:
             row = measure(mixture, sde, options.items, settings)
             report["rows"].append({"mixture": name, **row})
             how = f"{row['rtol']:g}" if row["rtol"] else f"{row['steps']} steps"
             a, b = row["prior"], row["moments"]
-            print(f"{row['method']:12s}{how:8s}{row['nfe']:5d}      {a['mean']:8.1e}"
-                  f"{a['max']:8.1e}{a['bias']:9.1e}{a['at_0']:8.1e}        {b['mean']:8.1e}"
-                  f"{b['max']:8.1e}{b['at_0']:8.1e}")
+            print(
+                f"{row['method']:12s}{how:8s}{row['nfe']:5d}      {a['mean']:8.1e}"
+                f"{a['max']:8.1e}{a['bias']:9.1e}{a['at_0']:8.1e}        {b['mean']:8.1e}"
+                f"{b['max']:8.1e}{b['at_0']:8.1e}"
+            )
     if options.json:
         with open(options.json, "w") as file:
             json.dump(report, file, indent=1)

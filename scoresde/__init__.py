@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from .config import ConfigError
     from .likelihood import LogProb, bits_per_dim, log_prob, vlb
     from .model import Score, ScoreModel
-    from .parameterization import V, X0, Eps, Karras, RawScore
+    from .parameterization import X0, Eps, Karras, RawScore, V
     from .sampling import Samples, sample
     from .sde import DDPM, EDM, SDE, VE, VP, Cosine, GaussianSDE, Linear, Reverse, SubVP
     from .training.objective import DSM

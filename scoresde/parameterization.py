@@ -107,4 +107,4 @@ class Karras(Parameterization):
         return sigma / power, -alpha * self.sigma_data / power.sqrt()
 
 
-__all__ = ["V", "X0", "Eps", "Karras", "RawScore"]
+__all__ = ["X0", "Eps", "Karras", "RawScore", "V"]

@@ -23,7 +23,7 @@ def test_score_is_the_gradient_of_the_log_density(sde, shape):
     mixture = random_mixture(shape)
     score = mixture.score(sde)
     t = torch.tensor([1e-3, 0.1, 0.5, 1.0], dtype=f64) * sde.t_max
-    x = (torch.randn(4, *shape, dtype=f64) * (1 + sde.sigma(t).reshape(-1, *(1,) * len(shape))))
+    x = torch.randn(4, *shape, dtype=f64) * (1 + sde.sigma(t).reshape(-1, *(1,) * len(shape)))
     x.requires_grad_()
     (gradient,) = torch.autograd.grad(mixture.log_prob(x, sde, t).sum(), x)
     value = score(x.detach(), t.reshape(-1, *(1,) * len(shape)))

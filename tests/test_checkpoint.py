@@ -107,7 +107,9 @@ def test_half_precision_weights_load_into_float32(tmp_path):
 
 
 def test_a_model_refuses_items_of_another_shape():
-    with pytest.raises(ValueError, match=r"\(2, 1, 9, 9\) does not fit a model of \(B, \*\(1, 8, 8\)\)"):
+    with pytest.raises(
+        ValueError, match=r"\(2, 1, 9, 9\) does not fit a model of \(B, \*\(1, 8, 8\)\)"
+    ):
         small_model()(torch.zeros(2, 1, 9, 9), 0.5)
 
 

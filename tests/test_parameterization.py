@@ -33,7 +33,10 @@ def target(kind, x0, eps, alpha, sigma):
         c_out = q * s / (q**2 + s**2).sqrt()
         return (x0 - c_skip * (x0 + q * eps)) / c_out
     return {
-        "Eps": eps, "X0": x0, "V": alpha * eps - sigma * x0, "RawScore": -eps / sigma,
+        "Eps": eps,
+        "X0": x0,
+        "V": alpha * eps - sigma * x0,
+        "RawScore": -eps / sigma,
     }[name]
 
 

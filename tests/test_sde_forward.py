@@ -106,9 +106,10 @@ def test_published_closed_forms():
     assert torch.allclose(ve.sigma(t), 0.01 * 5000.0**t)
     assert torch.allclose(ve.diffusion(t), 0.01 * 5000.0**t * math.sqrt(2 * math.log(5000)))
     cosine = sd.Cosine()
-    nichol = torch.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2 / math.cos(
-        0.008 / 1.008 * math.pi / 2
-    ) ** 2
+    nichol = (
+        torch.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
+        / math.cos(0.008 / 1.008 * math.pi / 2) ** 2
+    )
     assert torch.allclose(cosine.alpha(t) ** 2, nichol)
     assert torch.allclose(cosine.sigma(t) ** 2, 1 - nichol)
     edm = sd.EDM()
@@ -225,24 +226,30 @@ def test_a_process_with_only_alpha_and_sigma_derives_the_rest():
     assert torch.allclose(composed, sde.sigma(t[1:]) ** 2)
 
 
-@pytest.mark.parametrize(("make", "message"), [
-    (lambda: sd.VP(beta_min=0.0), "0 < beta_min <= beta_max, got beta_min=0"),
-    (lambda: sd.VP(beta_min=5.0, beta_max=1.0), "beta_min <= beta_max"),
-    (lambda: sd.SubVP(beta_min=-1.0), "SubVP needs"),
-    (lambda: sd.VE(sigma_min=0.0), "0 < sigma_min < sigma_max"),
-    (lambda: sd.VE(sigma_min=2.0, sigma_max=1.0), "VE needs"),
-    (lambda: sd.EDM(sigma_min=90.0), "EDM needs"),
-    (lambda: sd.Cosine(s=0.0), "s > 0"),
-    (lambda: sd.Cosine(t_max=1.0), "t_max < 1"),
-    (lambda: sd.Linear(t_max=1.0), "t_max < 1"),
-    (lambda: sd.DDPM(num_steps=0), "num_steps >= 1"),
-    (lambda: sd.DDPM(beta_end=1.0), "beta_end < 1"),
-    (lambda: sd.VP(t_min=1.0), "0 <= t_min < t_max"),
-    (lambda: sd.VP(t_min=-0.1), "0 <= t_min < t_max"),
-    (lambda: sd.VP(t_min_sampling=1e-7), "t_min_sampling=1e-07 lies outside the trained times"),
-    (lambda: sd.VP(t_min=1e-3, t_min_likelihood=1e-4), "t_min_likelihood"),
-    (lambda: sd.VP(beta_min=math.nan), "beta_min"),
-])
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: sd.VP(beta_min=0.0), "0 < beta_min <= beta_max, got beta_min=0"),
+        (lambda: sd.VP(beta_min=5.0, beta_max=1.0), "beta_min <= beta_max"),
+        (lambda: sd.SubVP(beta_min=-1.0), "SubVP needs"),
+        (lambda: sd.VE(sigma_min=0.0), "0 < sigma_min < sigma_max"),
+        (lambda: sd.VE(sigma_min=2.0, sigma_max=1.0), "VE needs"),
+        (lambda: sd.EDM(sigma_min=90.0), "EDM needs"),
+        (lambda: sd.Cosine(s=0.0), "s > 0"),
+        (lambda: sd.Cosine(t_max=1.0), "t_max < 1"),
+        (lambda: sd.Linear(t_max=1.0), "t_max < 1"),
+        (lambda: sd.DDPM(num_steps=0), "num_steps >= 1"),
+        (lambda: sd.DDPM(beta_end=1.0), "beta_end < 1"),
+        (lambda: sd.VP(t_min=1.0), "0 <= t_min < t_max"),
+        (lambda: sd.VP(t_min=-0.1), "0 <= t_min < t_max"),
+        (
+            lambda: sd.VP(t_min_sampling=1e-7),
+            "t_min_sampling=1e-07 lies outside the trained times",
+        ),
+        (lambda: sd.VP(t_min=1e-3, t_min_likelihood=1e-4), "t_min_likelihood"),
+        (lambda: sd.VP(beta_min=math.nan), "beta_min"),
+    ],
+)
 def test_bad_parameters_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()

@@ -141,17 +141,23 @@ def compare(
 
 def label(solver: Solver) -> str:
     """A solver's name with its fields that differ from the defaults: ``ddim(eta=1)``."""
+    try:
+        usual = type(solver)()
+    except TypeError:  # a solver with a field that has no default
+        usual = None
     changed = []
     for field in fields(solver):
         value = getattr(solver, field.name)
-        usual = field.default
-        if field.default_factory is not MISSING:
-            usual = field.default_factory()
-        if value != usual:
-            changed.append(f"{field.name}={value:g}" if isinstance(value, float)
-                           else f"{field.name}={value}")  # fmt: skip
+        if value != getattr(usual, field.name, MISSING):
+            changed.append(f"{field.name}={_plain(value)}")
     name = class_name(type(solver))
     return f"{name}({', '.join(changed)})" if changed else name
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Solver):
+        return label(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ MEASURES = {
     "mean_error": "mean error",
     "covariance_error": "cov. error",
 }
+DISTANCES = ("sliced_w2", "mmd2")
 AXES = {
     "endpoint_rms": "RMS distance to the converged ODE solution",
     "sliced_w2": "sliced Wasserstein-2 distance",
@@ -33,10 +34,12 @@ MESSAGE = 60
 
 
 def within(row: Row, floor: Mapping[str, float]) -> bool:
-    """Whether no distance of a row to the reference is above its floor."""
-    values = [getattr(row, key) for key in floor]
+    """Whether neither distance of a row to the reference is above its floor.
+
+    The moments have no vote: each more test at 5 % would turn away more rows that are right.
+    """
     return row.converged and all(
-        v is not None and v <= floor[k] for k, v in zip(floor, values, strict=True)
+        (value := getattr(row, key)) is not None and value <= floor[key] for key in DISTANCES
     )
 
 
@@ -69,14 +72,14 @@ def table(rows: Sequence[Row], floor: Mapping[str, float]) -> str:
 
 
 def verdict(rows: Sequence[Row], floor: Mapping[str, float]) -> str:
-    """The row that reaches the floor in every measure with the fewest evaluations, in a line."""
+    """The row that reaches the floor in both distances with the fewest evaluations, in a line."""
     good = [row for row in rows if within(row, floor) and row.nfe is not None]
     if not good:
-        return "no row reaches the floor in every measure"
+        return "no row reaches the floor in both distances"
     best = min(good, key=lambda row: row.nfe or 0)
     steps = "its own steps" if best.steps is None else f"{best.steps} steps"
     found = f"{best.solver}, {steps}, NFE {best.nfe}"
-    return f"fewest evaluations at the floor in every measure: {found}"
+    return f"fewest evaluations at the floor in both distances: {found}"
 
 
 def write(
@@ -119,7 +122,7 @@ def plot(
     from matplotlib.figure import Figure
 
     shown = [k for k in AXES if any(_drawn(row, k) for row in rows)] or list(AXES)[:1]
-    columns = min(len(shown), 2)
+    columns = len(shown) if len(shown) <= 3 else 2
     lines = -(-len(shown) // columns)
     figure = Figure(figsize=(1 + 4.6 * columns, 1 + 3.5 * lines), layout="constrained")
     FigureCanvasAgg(figure)

@@ -28,35 +28,49 @@ EXACT_TOLERANCE = {"rtol": 1e-10, "atol": 1e-10}
 @click.command(name="bench")
 @click.argument("run", required=False)
 @click.option(
-    "--exact", is_flag=True,
+    "--exact",
+    is_flag=True,
     help="Against a mixture whose score, moments and law are known, not a model.",
 )
 @click.option("--sde", metavar="NAME", help="Process of --exact.  [default: vp]")
 @click.option("--dim", type=click.IntRange(1, 256), help="Dimension of --exact.  [default: 2]")
 @click.option(
-    "--solvers", default="heun,ddim,ancestral", show_default=True, metavar="NAMES",
+    "--solvers",
+    default="heun,ddim,ancestral",
+    show_default=True,
+    metavar="NAMES",
     help="Comma-separated; a field is set as in ddim:eta=0.5.",
 )
 @click.option(
-    "--steps", metavar="NUMBERS",
+    "--steps",
+    metavar="NUMBERS",
     help=f"Comma-separated.  [default: {STEPS}; --exact: {EXACT_STEPS}]",
 )
 @click.option("--grid", metavar="NAME", help="For all solvers; by default each its own.")
 @click.option(
-    "--samples", type=click.IntRange(min=2), metavar="N",
+    "--samples",
+    type=click.IntRange(min=2),
+    metavar="N",
     help=f"[default: {SAMPLES}; --exact: {EXACT_SAMPLES}]",
 )
 @click.option("--data", metavar="SOURCE", help="By default the data of the run.")
 @click.option(
-    "--endpoint", is_flag=True,
+    "--endpoint",
+    is_flag=True,
     help="For a model too, the distance to the converged ODE (some hundred evaluations).",
 )
 @click.option(
-    "--repeats", type=click.IntRange(min=1), default=1, show_default=True,
+    "--repeats",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
     help="Runs of each row; the median time of all but the first.",
 )
 @click.option(
-    "--batch", type=click.IntRange(min=1), default=BATCH, show_default=True,
+    "--batch",
+    type=click.IntRange(min=1),
+    default=BATCH,
+    show_default=True,
     help="Items of a model drawn at once.",
 )
 @click.option(

@@ -147,11 +147,20 @@ def vlb(
         stderr = _stderr(kl, terms is None, scale)
     unit = 1.0 if levels is None else 1 / (x0[0].numel() * math.log(2))
     return VLB(
-        total=total * unit, prior=prior * unit, steps=kl * unit, index=index,
-        decoder=decoder * unit, stderr=stderr * unit,
-        unit="nats" if levels is None else "bits/dim", nfe=chain.nfe,
-        seconds=time.perf_counter() - started, grid_steps=steps, variance=variance,
-        levels=levels, seed=seed, start_index=start_index,
+        total=total * unit,
+        prior=prior * unit,
+        steps=kl * unit,
+        index=index,
+        decoder=decoder * unit,
+        stderr=stderr * unit,
+        unit="nats" if levels is None else "bits/dim",
+        nfe=chain.nfe,
+        seconds=time.perf_counter() - started,
+        grid_steps=steps,
+        variance=variance,
+        levels=levels,
+        seed=seed,
+        start_index=start_index,
         weights=getattr(score, "weights", None),
     )
 
@@ -160,7 +169,12 @@ class _Chain:
     """The terms of the bound, in nats of shape ``(B,)``."""
 
     def __init__(
-        self, score: Any, x0: Tensor, times: Tensor, variance: str, noise: KeyedNoise,
+        self,
+        score: Any,
+        x0: Tensor,
+        times: Tensor,
+        variance: str,
+        noise: KeyedNoise,
         cond: dict[str, Any],
     ) -> None:
         self.sde: GaussianSDE = score.sde

@@ -106,7 +106,10 @@ def _diagonal(value: Tensor, z: Tensor, rows: Sequence[int], batched: bool) -> T
     onehot = torch.nn.functional.one_hot(index, z[0].numel()).to(z)
     directions = onehot[:, None, :].expand(-1, len(z), -1).reshape(-1, *z.shape)
     (products,) = torch.autograd.grad(
-        value, z, directions if batched else directions[0], retain_graph=True,
+        value,
+        z,
+        directions if batched else directions[0],
+        retain_graph=True,
         is_grads_batched=batched,
     )
     return (products.reshape(len(index), len(z), -1) * onehot[:, None, :]).sum((0, 2))

@@ -180,11 +180,27 @@ def log_prob(
             total, prior, delta, stderr = lost, lost.clone(), lost.clone(), lost.clone()
     message = f"{reason or 'ended'} (t={last.t:.6g}, nfe={flow.nfe}, {x.dtype})"
     return LogProb(
-        log_prob=total, prior=prior, delta=delta, stderr=stderr, latent=latent, nfe=flow.nfe,
-        converged=converged, message=message, seconds=time.perf_counter() - started,
-        divergence=divergence, probes=count if divergence == "hutchinson" else 0, noise=noise,
-        method=method, steps=steps, rtol=rtol, atol=atol, t_min=t_min, t_max=t_max, seed=seed,
-        start_index=start_index, weights=getattr(score, "weights", None),
+        log_prob=total,
+        prior=prior,
+        delta=delta,
+        stderr=stderr,
+        latent=latent,
+        nfe=flow.nfe,
+        converged=converged,
+        message=message,
+        seconds=time.perf_counter() - started,
+        divergence=divergence,
+        probes=count if divergence == "hutchinson" else 0,
+        noise=noise,
+        method=method,
+        steps=steps,
+        rtol=rtol,
+        atol=atol,
+        t_min=t_min,
+        t_max=t_max,
+        seed=seed,
+        start_index=start_index,
+        weights=getattr(score, "weights", None),
     )
 
 

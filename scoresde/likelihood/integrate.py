@@ -77,8 +77,12 @@ def _scipy(
 
     solver = getattr(scipy_integrate, SCIPY[method])(
         lambda s, flat: flow(s, to_state(flat)).flatten().double().cpu().numpy(),
-        0.0, y.flatten().double().cpu().numpy(), 1.0,
-        rtol=rtol, atol=atol, first_step=flow.path.first_step,
+        0.0,
+        y.flatten().double().cpu().numpy(),
+        1.0,
+        rtol=rtol,
+        atol=atol,
+        first_step=flow.path.first_step,
     )
     while solver.status == "running":
         flow.callback_step(solver.t, to_state(solver.y), 0.0)

@@ -84,6 +84,27 @@ def test_model_is_compared_to_its_held_out_data(run):
     assert all(r["endpoint_rms"] is None for r in content["rows"])
 
 
+def test_floor_comes_from_training_items_or_from_halves(run, tmp_path):
+    """The embedded MNIST images are one split only: they are never compared to themselves."""
+    from scoresde.bench import Target
+    from scoresde.cli.bench import model_case
+
+    train, held = sd.data.load_splits(sd.data.DataConfig(source="digits"))
+    _, target, _, _ = model_case(str(run), "ema", "digits", 30, 0, torch.device("cpu"))
+    assert target.floor == Target.of_data(held.x, train.x, samples=30).floor
+
+    images = sd.data.load("mnist-sample")
+    net = sd.nets.UNet(shape=(1, 28, 28), width=16, multipliers=(1,), blocks=1)
+    scaler = sd.data.Scaler.fit(images)
+    sd.ScoreModel(net, sd.VP(), sd.V(), shape=(1, 28, 28), scaler=scaler).save(tmp_path)
+    _, target, words, _ = model_case(
+        str(tmp_path), "ema", "mnist-sample", 128, 0, torch.device("cpu")
+    )
+    assert words["unit"] == "levels 0 to 255"
+    assert target.about["reference_items"] == target.about["floor_items"] == 128
+    assert target.floor["sliced_w2"] > 1
+
+
 def test_model_with_endpoint(run, tmp_path):
     bench(run, "--solvers", "ddim,heun", "--steps", "20", "--samples", 4, "--endpoint",
           "--out", tmp_path, "--device", "cpu")  # fmt: skip

@@ -8,10 +8,11 @@ import torch
 
 import scoresde as sd
 from scoresde.bench import Row, Target, compare, mixture
+from scoresde.bench.engine import label
 from scoresde.bench.report import table, verdict
 from scoresde.bench.target import moment_errors
 from scoresde.noise import KeyedNoise
-from scoresde.solvers import DDIM, ODE, ODEScipy
+from scoresde.solvers import DDIM, ODE, PC, Langevin, ODEScipy
 
 TIGHT = ODEScipy(method="DOP853", rtol=1e-10, atol=1e-10, max_nfe=10000)
 LAW = mixture(2)
@@ -98,11 +99,11 @@ def test_distances_reach_the_floor_with_steps_and_not_before(rows, target):
 
 
 def test_moment_errors_are_exact():
-    mean = torch.tensor([0.0, 8.0], dtype=torch.float64)
+    mean = torch.tensor([0.0, 5.0], dtype=torch.float64)
     covariance = torch.eye(2, dtype=torch.float64)
     x = torch.tensor([[3.0, 4.0], [1.0, 4.0], [2.0, 4.0]], dtype=torch.float64)  # var 1 and 0
     found = moment_errors(x, (mean, covariance))
-    assert found["mean_error"] == pytest.approx(math.sqrt((4 + 16) / 2))
+    assert found["mean_error"] == pytest.approx(math.sqrt((4 + 1) / 2))
     assert found["covariance_error"] == pytest.approx(1 / math.sqrt(2))
 
 
@@ -236,6 +237,12 @@ def test_mistakes_are_refused_before_any_work(target):
     ):
         with pytest.raises(ValueError, match=said):
             compare(score, target, **{"solvers": ["ddim"], "samples": 10, **settings})
+
+
+def test_labels_name_what_was_changed():
+    assert label(PC()) == "pc"
+    assert label(PC(corrector=Langevin(snr=0.2))) == "pc(corrector=langevin(snr=0.2))"
+    assert label(ODE(rtol=1e-3, method="bosh3")) == "ode(method=bosh3, rtol=0.001)"
 
 
 def test_verdict_takes_the_cheapest_row_at_the_floor():

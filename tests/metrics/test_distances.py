@@ -14,10 +14,7 @@ def normal(*shape, seed=0):
 
 def test_wasserstein_is_the_best_matching_of_equal_counts():
     x, y = normal(5, seed=1), normal(5, seed=2)
-    best = min(
-        (x[list(order)] - y).square().mean()
-        for order in permutations(range(5))
-    )
+    best = min((x[list(order)] - y).square().mean() for order in permutations(range(5)))
     assert wasserstein2(x, y) == pytest.approx(float(best.sqrt()), rel=1e-12)
 
 

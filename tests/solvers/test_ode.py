@@ -56,7 +56,7 @@ def test_an_attempt_costs_what_is_declared(score, method):
 
 
 def test_torchdiffeq_does_not_step_past_the_end(score):
-    """Only the last step, with its two stages at ``t_end``, asks for the score there."""
+    """The clamp at ``t_end`` acts on nothing but the guess of the first step."""
     times = []
 
     def recorded(x, t):
@@ -65,8 +65,8 @@ def test_torchdiffeq_does_not_step_past_the_end(score):
 
     recorded.sde = score.sde
     solve(solvers.ODE(rtol=1e-2, atol=1e-2), recorded, prior())
-    assert times.count(1e-3) == 2
-    assert min(times) == 1e-3
+    assert times.count(1e-3) <= 1  # the last stages come to rest just above
+    assert min(times) == pytest.approx(1e-3, rel=1e-12)
 
 
 @pytest.mark.parametrize("kind", [solvers.ODE, solvers.ODEScipy])

@@ -149,6 +149,14 @@ def test_langevin_step_is_the_published_one_in_many_dimensions():
     torch.testing.assert_close(noise.var(1), 2 * step, rtol=0.1, atol=0)
 
 
+def test_langevin_alone_keeps_the_signal_between_its_times(sde, mixture):
+    x = state()
+    still, _ = solvers.Langevin(1e-9).step(
+        sde.reverse(mixture.score(sde)), x, T, S, KeyedNoise(0), None
+    )
+    torch.testing.assert_close(still / sde.alpha(S), x / sde.alpha(T), rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("dims", [1, 2, 50])
 def test_langevin_leaves_the_marginal(sde, dims):
     """At equilibrium the variance is right to the stated ``2/(D + 100) + snr^2``."""

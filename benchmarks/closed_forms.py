@@ -1,0 +1,141 @@
+"""Every process and solver against closed forms: scores, likelihoods, convergence orders.
+
+    python benchmarks/closed_forms.py
+
+Prints three tables in Markdown. All in float64 on the CPU.
+"""
+
+from __future__ import annotations
+
+import torch
+
+import scoresde as sd
+from scoresde import grids, solvers
+from scoresde.bench.convergence import GaussianData, flow, order, trajectory_error
+from scoresde.noise import KeyedNoise
+
+PROCESSES = {
+    "vp": sd.VP(),
+    "subvp": sd.SubVP(),
+    "ve": sd.VE(),
+    "cosine": sd.Cosine(),
+    "edm": sd.EDM(),
+    "linear": sd.Linear(),
+    "ddpm": sd.DDPM(),
+}
+DETERMINISTIC = {
+    "euler (eta=0)": solvers.EulerMaruyama(eta=0.0),
+    "ddim": solvers.DDIM(),
+    "heun": solvers.Heun(),
+}
+STOCHASTIC = {
+    "euler-maruyama": solvers.EulerMaruyama(),
+    "reverse-diffusion": solvers.ReverseDiffusion(),
+    "ancestral (small)": solvers.Ancestral(),
+    "ancestral (large)": solvers.Ancestral("large"),
+    "ddim (eta=0.5)": solvers.DDIM(eta=0.5),
+}
+
+
+def mixture(dims: int, modes: int = 5) -> sd.GaussianMixture:
+    """A mixture of about zero mean and unit variance."""
+    generator = torch.Generator().manual_seed(dims)
+    means = torch.randn(modes, dims, generator=generator, dtype=torch.float64)
+    means = 0.9 * (means - means.mean(0))
+    stds = 0.15 + 0.4 * torch.rand(modes, dims, generator=generator, dtype=torch.float64)
+    return sd.GaussianMixture(torch.ones(modes), means, stds)
+
+
+def relative(found: torch.Tensor, exact: torch.Tensor) -> float:
+    """Largest error relative to the largest value."""
+    return float((found.double() - exact).abs().max() / exact.abs().max())
+
+
+def score_row(sde: sd.GaussianSDE) -> list[str]:
+    """Score against autograd, drift and diffusion against differences, float32, inverse."""
+    data = mixture(4)
+    t = torch.logspace(-5, 0, 40, dtype=torch.float64) * sde.t_max
+    t = t[t > sde.t_min][:-1]
+    worst = 0.0
+    for time in t:
+        x = sde.perturb(data.sample(64), time, torch.randn(64, 4, dtype=torch.float64))
+        x.requires_grad_()
+        (exact,) = torch.autograd.grad(data.log_prob(x, sde, time).sum(), x)
+        worst = max(worst, relative(data.score(sde)(x.detach(), time), exact))
+    h = 1e-5 * t
+    slope = (sde.log_alpha(t + h) - sde.log_alpha(t - h)) / (2 * h)
+    growth = (sde.sigma(t + h) ** 2 - sde.sigma(t - h) ** 2) / (2 * h)
+    g2 = growth - 2 * slope * sde.sigma(t) ** 2
+    drift = float((sde.drift_rate(t) - slope).abs().max() / sde.drift_rate(t).abs().max().clamp(1))
+    diffusion = float((sde.diffusion(t) ** 2 / g2 - 1).abs().max())
+    single = float((sde.sigma(t.float()).double() / sde.sigma(t) - 1).abs().max())
+    inverse = float((sde.time(sde.log_snr(t)) / t - 1).abs().max())
+    return [f"{v:.1e}" for v in (worst, drift, diffusion, single, inverse)]
+
+
+def likelihood_row(sde: sd.GaussianSDE) -> list[str]:
+    """Error of the default solve against the density at t_min, and evaluations."""
+    cells = []
+    for dims in (2, 16):
+        data = mixture(dims)
+        x = data.sample(256, torch.Generator().manual_seed(0))
+        mean, covariance = data.moments()
+        terminal = (mean, covariance.diagonal().sqrt())
+        for settings in ({}, {"terminal": terminal}):
+            out = sd.log_prob(data.score(sde), x, divergence="exact", **settings)
+            error = out.log_prob - data.log_prob(x, sde, sde.t_min_likelihood)
+            cells.append(f"{float(error.mean()) / dims / 0.6931:+.1e}")
+        cells.append(str(out.nfe))
+    return cells
+
+
+def order_rows(sde: sd.GaussianSDE) -> list[str]:
+    """Measured orders: of the trajectory for ODE solvers, weak for stochastic ones."""
+    data = mixture(2)
+    score = data.score(sde)
+    start, end = sde.t_max, sde.t_min_sampling
+    x = sde.prior_sample((32, 2), KeyedNoise(1), dtype=torch.float64)
+    reference = flow(score, x, start, end)
+    grid = grids.LogSNR()
+    cells = []
+    for solver in DETERMINISTIC.values():
+        errors = [
+            trajectory_error(solver, score, x, grid(sde, n, start, end), reference)
+            for n in (400, 800)
+        ]
+        cells.append(f"{order(*errors):.2f}")
+    covariance = torch.tensor([[0.3856, -0.4608], [-0.4608, 0.6544]])
+    gaussian = GaussianData(torch.tensor([0.5, -0.3]), covariance)
+    for solver in STOCHASTIC.values():
+        errors = [gaussian.weak_error(solver, sde, grid(sde, n, start, end)) for n in (400, 800)]
+        cells.append(f"{order(*errors):.2f}")
+    return cells
+
+
+def table(title: str, header: list[str], row) -> None:
+    """Prints a Markdown table with a row a process."""
+    print(f"\n{title}\n\n| process | " + " | ".join(header) + " |")
+    print("|---" * (len(header) + 1) + "|")
+    for name, sde in PROCESSES.items():
+        print(f"| {name} | " + " | ".join(row(sde)) + " |", flush=True)
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    print(f"torch {torch.__version__}, float64, CPU")
+    table(
+        "Largest relative errors",
+        ["score vs autograd", "drift vs differences", "g^2 vs differences", "sigma in float32",
+         "time(log_snr(t))"],
+        score_row,
+    )  # fmt: skip
+    table(
+        "Likelihood, exact divergence, default settings: mean error in bits/dim",
+        ["2-D", "2-D, terminal moments", "NFE", "16-D", "16-D, terminal moments", "NFE"],
+        likelihood_row,
+    )
+    table("Measured orders (400 to 800 steps)", [*DETERMINISTIC, *STOCHASTIC], order_rows)
+
+
+if __name__ == "__main__":
+    main()
