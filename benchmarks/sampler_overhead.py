@@ -26,6 +26,7 @@ class Timed(torch.nn.Module):
         self.seconds = 0.0
 
     def forward(self, *args, **cond):
+        """The network's output."""
         started = time.perf_counter()
         out = self.net(*args, **cond)
         self.seconds += time.perf_counter() - started

@@ -33,13 +33,64 @@ _HOMES = {
     "checkpoint": ["load"],
     "config": ["ConfigError"],
 }
-_ROOMS = ["config", "sde", "data", "grids", "likelihood", "nets", "solvers", "training", "bench"]
 _HOME_OF = {name: home for home, members in _HOMES.items() for name in members}
+_ROOMS = [
+    "bench",
+    "config",
+    "data",
+    "grids",
+    "likelihood",
+    "metrics",
+    "nets",
+    "sde",
+    "solvers",
+    "training",
+]
 
-__all__ = ["__version__", *_HOME_OF, *_ROOMS]
+__all__ = [
+    "DDPM",
+    "DSM",
+    "EDM",
+    "SDE",
+    "VE",
+    "VP",
+    "X0",
+    "ConfigError",
+    "Cosine",
+    "Eps",
+    "GaussianMixture",
+    "GaussianSDE",
+    "Karras",
+    "Linear",
+    "LogProb",
+    "MixtureScore",
+    "RawScore",
+    "Reverse",
+    "Samples",
+    "Score",
+    "ScoreModel",
+    "SubVP",
+    "V",
+    "__version__",
+    "bench",
+    "bits_per_dim",
+    "config",
+    "data",
+    "grids",
+    "likelihood",
+    "load",
+    "log_prob",
+    "metrics",
+    "nets",
+    "sample",
+    "sde",
+    "solvers",
+    "training",
+    "vlb",
+]
 
 if TYPE_CHECKING:
-    from . import bench, config, data, grids, likelihood, nets, solvers, training
+    from . import bench, config, data, grids, likelihood, metrics, nets, sde, solvers, training
     from .analytic import GaussianMixture, MixtureScore
     from .checkpoint import load
     from .config import ConfigError
@@ -62,4 +113,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__])

@@ -6,7 +6,7 @@ class :class:`Score` adds the equivalent readings of it: noise, denoised data, O
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,11 +25,12 @@ class Score:
     """Base of scores of Gaussian processes: a subclass gives ``__call__`` and ``sde``."""
 
     sde: GaussianSDE
+    __call__: Callable[..., Tensor]
 
     def noise(self, x: Tensor, t: float | Tensor, **cond: Any) -> Tensor:
         """``eps_hat = -sigma(t) score(x, t)``, of the shape of ``x``."""
         t = as_time(t, x)
-        return match(-self.sde.sigma(t), x) * self(x, t, **cond)  # type: ignore[operator]
+        return match(-self.sde.sigma(t), x) * self(x, t, **cond)
 
     def denoise(self, x: Tensor, t: float | Tensor, **cond: Any) -> Tensor:
         """``E[x_0 | x_t] = (x - sigma eps_hat)/alpha``, of the shape of ``x``."""

@@ -146,7 +146,9 @@ def draw(
     with tqdm(total=count, disable=not sys.stderr.isatty(), leave=False, unit="sample") as bar:
         for start in range(0, count, batch):
             size = min(batch, count - start)
-            cond = {} if label is None else {"y": torch.full((size,), label, device=device)}
+            cond: dict[str, Any] = {}
+            if label is not None:
+                cond["y"] = torch.full((size,), label, device=device)
             parts.append(
                 sample(model, (size, *model.shape), start_index=start, **settings, **cond)
             )

@@ -227,7 +227,8 @@ def run(job: Job, resume: bool, json_file: Path | None) -> None:
         )
         click.echo(
             f"held out   {figure:.4f} ± {error:.4f} {unit} over {found['items']} items "
-            f"({found['method']}, {found['nfe']:.0f} evaluations, {found['divergence']} divergence)"
+            f"({found['method']}, {found['nfe']:.0f} evaluations, "
+            f"{found['divergence']} divergence)"
         )
     click.echo(f"written    {job.folder}/samples/final.png, loss.png, report.json")
     click.echo(

@@ -1,8 +1,8 @@
 r"""Likelihood of a data set: dequantise, integrate, average, with an error bar.
 
-Discrete data ``k`` is dequantised, ``y = encode(k + u)`` with ``u ~ U[0, 1)``, ``draws`` times; the
-mean of ``log p(y) + log|d model / d data|`` over the draws is a lower bound on ``log P(k)``, whose
-negative over ``D ln 2`` is the bits/dim. Continuous data has a density in nats and no bits/dim.
+Discrete data ``k`` is dequantised, ``y = encode(k + u)`` with ``u ~ U[0, 1)``, ``draws`` times;
+the mean of ``log p(y) + log|d model / d data|`` over the draws is a lower bound on ``log P(k)``,
+whose negative over ``D ln 2`` is the bits/dim. Continuous data has a density in nats alone.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class DatasetLikelihood:
     """Log-likelihood of the items of a data set, in units of the data.
 
     ``log_prob`` is in nats, ``(items,)``: a bound on the log-probability for discrete data, a
-    log-density for continuous data. The standard errors are over items (draws and probes included).
+    log-density for continuous data. Standard errors are over items, draws and probes included.
     """
 
     log_prob: Tensor
@@ -97,7 +97,7 @@ def dataset_log_prob(
     draws: int = 1,
     batch: int = 64,
     seed: int = 0,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], object] | None = None,
     labels: bool = False,
     **settings: Any,
 ) -> DatasetLikelihood:
@@ -128,7 +128,8 @@ def dataset_log_prob(
         )
     if data.levels != scaler.levels:
         raise ValueError(
-            f"data with levels={data.levels} do not fit a model of data with levels={scaler.levels}"
+            f"data with levels={data.levels} do not fit a model of data "
+            f"with levels={scaler.levels}"
         )
     if draws < 1:
         raise ValueError(f"draws must be at least 1, got {draws}")
@@ -143,7 +144,9 @@ def dataset_log_prob(
         if scaler.levels is not None:
             source = KeyedNoise(seed ^ _DEQUANTISATION, start + draw * len(data))
             noise = source.uniform(tuple(x.shape), device, torch.float32)
-        cond = {"y": data.y[start:stop].to(device)} if labels and data.y is not None else {}
+        cond: dict[str, Any] = {}
+        if labels and data.y is not None:
+            cond["y"] = data.y[start:stop].to(device)
         last = log_prob(
             model,
             scaler.encode(x, noise=noise).float(),

@@ -95,8 +95,8 @@ def log_prob(
     noise: str = "rademacher",
     method: str = "dopri5",
     steps: int | None = None,
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
+    rtol: float = 5e-5,
+    atol: float = 5e-5,
     t_min: float | None = None,
     t_max: float | None = None,
     seed: int = 0,
@@ -125,7 +125,8 @@ def log_prob(
             ``"euler"``, ``"midpoint"``, ``"heun2"``, ``"heun3"``, ``"rk4"`` with ``steps``;
             ``"scipy-rk45"``, ``"scipy-dop853"``, which share one error norm across the batch.
         steps: number of steps of a fixed-step method.
-        rtol: relative tolerance of a step, of the state and of the nats a dimension.
+        rtol: relative tolerance of a step, of the state and of the nats a dimension. Held for the
+            worst sample, 5e-5 costs and gives what 1e-5 does where the mean of the batch is held.
         atol: absolute tolerance, likewise.
         t_min: start, >= the trained ``sde.t_min``; default ``sde.t_min_likelihood``.
         t_max: end; default ``sde.t_max``. An earlier end needs a ``terminal`` to fit it.

@@ -29,7 +29,7 @@ class NoiseEmbedding(nn.Module):
         """``(B,)`` to ``(B, dim)``; the waves are computed in the precision of ``c_noise``."""
         angle = c_noise[:, None] * self.frequencies.to(c_noise.dtype)
         waves = torch.cat([angle.cos(), angle.sin()], 1)
-        return self.mlp(waves.to(self.mlp[0].weight.dtype))
+        return self.mlp(waves.to(next(self.mlp.parameters()).dtype))
 
 
 class ClassEmbedding(nn.Embedding):

@@ -145,9 +145,8 @@ class UNet(nn.Module):
         conv = CONV[n]
         self.stride = 2 ** (len(widths) - 1)
 
-        def stage(inside: int, outside: int, level: int) -> Stage:
+        def stage(inside: int, outside: int, attend: bool) -> Stage:
             block = ResBlock(n, inside, outside, embedding, self.dropout)
-            attend = level in self.attention or level < 0
             return Stage(block, Attention(outside, self.head_dim) if attend else None)
 
         self.embed = NoiseEmbedding(embedding)
@@ -163,19 +162,20 @@ class UNet(nn.Module):
                 skips.append(current)
             stages = nn.ModuleList()
             for _ in range(self.blocks):
-                stages.append(stage(current, width, level))
+                stages.append(stage(current, width, level in self.attention))
                 current = width
                 skips.append(current)
             self.down.append(stages)
 
-        self.middle = nn.ModuleList([stage(current, current, -1), stage(current, current, -2)])
-        self.middle[1].attention = None
+        self.middle = nn.ModuleList(
+            [stage(current, current, True), stage(current, current, False)]
+        )
 
         self.up, self.grow = nn.ModuleList(), nn.ModuleList()
         for level, width in reversed(list(enumerate(widths))):
             stages = nn.ModuleList()
             for _ in range(self.blocks + 1):
-                stages.append(stage(current + skips.pop(), width, level))
+                stages.append(stage(current + skips.pop(), width, level in self.attention))
                 current = width
             self.up.append(stages)
             if level:

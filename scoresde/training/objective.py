@@ -62,16 +62,17 @@ class DSM:
             generator: source of both.
         """
         if t is None:
-            t, correction = self.times(model.sde, len(x0), generator)
+            time, correction = self.times(model.sde, len(x0), generator)
         else:
-            t = as_time(t)
-            correction = torch.ones_like(t)
+            time = as_time(t)
+            correction = torch.ones_like(time)
         if eps is None:
             home = generator.device if generator is not None else x0.device
             eps = torch.randn(x0.shape, generator=generator, device=home, dtype=x0.dtype)
             eps = eps.to(x0.device)
-        factor = (self.weight(model.sde, t) * correction).to(x0.device, x0.dtype)
+        factor = (self.weight(model.sde, time) * correction).to(x0.device, x0.dtype)
         precise = torch.float64 if x0.device.type != "mps" else torch.float32
-        t = as_time(t, x0).to(x0.device, precise) if t.ndim else t
-        error = model.noise(model.sde.perturb(x0, t, eps), t, **cond) - eps
+        if time.ndim:
+            time = as_time(time, x0).to(x0.device, precise)
+        error = model.noise(model.sde.perturb(x0, time, eps), time, **cond) - eps
         return factor * error.flatten(1).square().sum(1)

@@ -8,7 +8,6 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from ..checkpoint import write_json
 from ..likelihood.dataset import DatasetLikelihood, dataset_log_prob
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 def draw_samples(model: ScoreModel, job: Job) -> Samples:
     """The samples of the run's ``sampling`` section: the same noise at every call."""
     chosen = job.sampling
-    cond: dict[str, Tensor] = {}
+    cond: dict[str, Any] = {}
     if job.conditional:
         classes = model.net.num_classes
         cond["y"] = (torch.arange(chosen.count) % int(classes)).to(job.device)  # type: ignore[arg-type]
@@ -50,7 +49,7 @@ def save_samples(model: ScoreModel, job: Job, name: str) -> Samples:
     return drawn
 
 
-def held_out(model: ScoreModel, job: Job, progress: Callable[[int], None]) -> DatasetLikelihood:
+def held_out(model: ScoreModel, job: Job, progress: Callable[[int], object]) -> DatasetLikelihood:
     """Likelihood of held-out items by the run's ``likelihood`` section."""
     settings = asdict(job.likelihood)
     return dataset_log_prob(

@@ -233,7 +233,8 @@ class Trainer:
         self._append("heldout", loss=loss, eps_error_by_log_snr=errors)
         save_samples(self.averaged, self.job, f"step-{self.step:09d}")
         self.say(
-            f"step {self.step}, {self.progress:.0%}: loss {self.last_loss:.4f}, held out {loss:.4f}"
+            f"step {self.step}, {self.progress:.0%}: "
+            f"loss {self.last_loss:.4f}, held out {loss:.4f}"
         )
 
     @torch.no_grad()
