@@ -24,7 +24,7 @@ from scoresde.config import build
 
 DIMS, COMPONENTS = 16, 8
 METHODS: list[dict[str, Any]] = [
-    *({"method": "dopri5", "rtol": tol, "atol": tol} for tol in (1e-3, 1e-4, 1e-5, 1e-6)),
+    *({"method": "dopri5", "rtol": tol, "atol": tol} for tol in (1e-3, 1e-4, 5e-5, 1e-5, 1e-6)),
     *({"method": "dopri8", "rtol": tol, "atol": tol} for tol in (1e-3, 1e-5, 1e-7)),
     *({"method": "bosh3", "rtol": tol, "atol": tol} for tol in (1e-3, 1e-4)),
     *({"method": "rk4", "steps": steps} for steps in (6, 12, 24, 48)),

@@ -33,6 +33,11 @@ if TYPE_CHECKING:
 @click.option("--atol", type=float, default=5e-5, show_default=True)
 @click.option("--steps", type=click.IntRange(min=1), help="Steps of a fixed-step method.")
 @click.option("--t-min", type=float, help="Time at which the integral starts.")
+@click.option(
+    "--vlb", is_flag=True, help="DDPM's variational bound of --steps steps instead of the ODE."
+)
+@click.option("--terms", type=click.IntRange(min=1), metavar="K",
+              help="Evaluate K random terms of the bound instead of all.")  # fmt: skip
 @click.option("--levels", type=click.IntRange(min=2), help="Levels of the data, as a check.")
 @click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True)
 @click.option("--csv", "csv_file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
@@ -48,6 +53,8 @@ def command(
     items: int | None,
     draws: int,
     levels: int | None,
+    vlb: bool,
+    terms: int | None,
     batch: int,
     csv_file: Path | None,
     weights: str,
@@ -64,6 +71,7 @@ def command(
     Examples:
       scoresde likelihood
       scoresde likelihood runs/digits-vp --items 100 --probes 8
+      scoresde likelihood runs/digits-vp --vlb --steps 1000 --terms 50
       scoresde likelihood runs/mnist-vp --data path/to/mnist --items 1000 --json bits.json
     """
     from ..checkpoint import load
@@ -76,6 +84,16 @@ def command(
     if levels is not None and levels != heldout.levels:
         have = f"{heldout.levels} levels" if heldout.levels else "continuous, without levels"
         raise ValueError(f"--levels {levels} does not fit {heldout.name}, whose data are {have}")
+    if terms is not None and not vlb:
+        raise ValueError("--terms belongs to --vlb")
+    if vlb:
+        count = min(items or 128, len(heldout))
+        bound = bound_figures(
+            model, heldout, count, batch, seed or 0, settings["steps"] or 1000, terms
+        )
+        options.write_json(json_file, {"model": run, "data": heldout.name, **bound})
+        click.echo(f"{heldout.name} under {run}: {bound_line(bound)}")
+        return
     found = evaluate(model, heldout, items or 128, draws, batch, seed or 0, settings)
     figures = {"model": run, "data": heldout.name, **found.summary()}
     options.write_json(json_file, {**figures, "versions": options.versions(device)})
@@ -125,6 +143,56 @@ def evaluate(
             model, data, items=items, draws=draws, batch=batch, seed=seed, progress=bar.update,
             labels=getattr(model.net, "num_classes", None) is not None, **settings,
         )  # fmt: skip
+
+
+def bound_figures(
+    model: ScoreModel,
+    data: Dataset,
+    items: int,
+    batch: int,
+    seed: int,
+    steps: int,
+    terms: int | None,
+) -> dict[str, Any]:
+    """Mean of the variational bound over items and of each of its parts."""
+    import math
+
+    import torch
+    from tqdm import tqdm
+
+    from ..likelihood import vlb
+
+    assert model.scaler is not None
+    parts = []
+    device = next(model.parameters()).device
+    with tqdm(total=items, disable=not sys.stderr.isatty(), leave=False, unit="item") as bar:
+        for start in range(0, items, batch):
+            x = data.x[start : min(start + batch, items)].to(device)
+            z = model.scaler.encode(x, dequantize=False)
+            found = vlb(
+                model, z, steps=steps, levels=data.levels, terms=terms, seed=seed,
+                start_index=start,
+            )  # fmt: skip
+            kl = found.total - found.prior - found.decoder
+            parts.append(torch.stack([found.total, found.prior, kl, found.decoder], 1).cpu())
+            bar.update(len(x))
+    table = torch.cat(parts)
+    mean = dict(zip(("total", "prior", "steps", "decoder"), table.mean(0).tolist(), strict=True))
+    stderr = float(table[:, 0].std()) / math.sqrt(len(table))
+    return {
+        **mean, "stderr": stderr, "unit": found.unit, "items": items, "grid_steps": steps,
+        "nfe": found.nfe, "variance": found.variance, "weights": found.weights,
+    }  # fmt: skip
+
+
+def bound_line(bound: dict[str, Any]) -> str:
+    """The bound and its parts in one line."""
+    return (
+        f"at most {bound['total']:.4f} ± {bound['stderr']:.4f} {bound['unit']} "
+        f"(prior {bound['prior']:.4f}, steps {bound['steps']:.4f}, "
+        f"decoder {bound['decoder']:.4f}; {bound['items']} items, "
+        f"{bound['grid_steps']} steps, {bound['nfe']} evaluations)"
+    )
 
 
 def write_csv(file: Path, found: DatasetLikelihood) -> None:

@@ -70,6 +70,8 @@ class SDE(ABC):
     """Solver that :func:`scoresde.sample` takes when none is named."""
     default_parameterization: ClassVar[str] = "v"
     """What a network for this process predicts when nothing is said."""
+    default_objective: ClassVar[dict[str, str]] = {}
+    """Weight and times of training, where the usual ones do not suit the process."""
     langevin_snr: ClassVar[float] = 0.01
     """Signal-to-noise ratio of the Langevin corrector (Song et al. 2021, table 5)."""
     ode_min_steps: ClassVar[int] = 0

@@ -34,6 +34,7 @@ class EDM(GaussianSDE):
     t_min_likelihood: float = field(init=False, default=0.0)
 
     default_parameterization: ClassVar[str] = "karras"
+    default_objective: ClassVar[dict[str, str]] = {"weight": "edm", "times": "log-normal"}
 
     def __post_init__(self) -> None:
         if not 0 < self.sigma_min < self.sigma_max:

@@ -169,9 +169,9 @@ def prepare(config: Mapping[str, Any], folder: Path, device: torch.device) -> Jo
     training = construct(TrainingConfig, config["training"], "training")
     sampling = construct(SamplingConfig, config["sampling"], "sampling")
     likelihood = construct(LikelihoodConfig, config["likelihood"], "likelihood")
-    objective = construct(DSM, config["objective"], "objective")
     data = construct(DataConfig, config["data"], "data")
-    cls = resolve(str(config["sde"].get("name", "vp")), sde, "sde")
+    cls: Any = resolve(str(config["sde"].get("name", "vp")), sde, "sde")
+    objective = construct(DSM, {**cls.default_objective, **config["objective"]}, "objective")
 
     train, heldout = load_splits(data)
     scaler = Scaler.fit(train, data.scaler)
@@ -181,7 +181,7 @@ def prepare(config: Mapping[str, Any], folder: Path, device: torch.device) -> Jo
     process = build({"name": config["sde"].get("name", "vp"), **section}, sde, "sde")
 
     section = dict(config["parameterization"])
-    section.setdefault("name", cls.default_parameterization)  # type: ignore[attr-defined]
+    section.setdefault("name", cls.default_parameterization)
     section.setdefault("sigma_data", round(float(probe.std()), 4))
     predicts = build(section, parameterization, "parameterization")
 

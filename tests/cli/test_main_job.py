@@ -88,6 +88,17 @@ def test_likelihood_reports_bits_and_items(trained):
     assert mean == pytest.approx(figures["bits_per_dim"])
 
 
+def test_likelihood_gives_the_variational_bound_with_its_parts(trained):
+    folder, _ = trained
+    run("likelihood", "runs/digits-vp", "--items", 2, "--vlb", "--steps", 20, "--json", "b.json",
+        cwd=folder)  # fmt: skip
+    bound = json.loads((folder / "b.json").read_text())
+    parts = bound["prior"] + bound["steps"] + bound["decoder"]
+    assert bound["total"] == pytest.approx(parts)
+    assert bound["nfe"] == 20
+    assert bound["unit"] == "bits/dim"
+
+
 def test_info_and_check(trained):
     folder, _ = trained
     said = run("info", "runs/digits-vp", cwd=folder).stdout
@@ -123,13 +134,18 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
         [sys.executable, "-m", "scoresde", "train", "--steps", "100000", "--out", "r", *TINY],
         cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A background job of a shell starts with SIGINT ignored; a terminal's does not.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
-    log = tmp_path / "r" / "logs" / "train.jsonl"
-    deadline = time.time() + 120
-    while not log.exists() and time.time() < deadline:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=120)
+    try:
+        log = tmp_path / "r" / "logs" / "train.jsonl"
+        deadline = time.time() + 120
+        while not log.exists() and time.time() < deadline:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=120)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert "scoresde train --out r --resume" in said
     assert len(list((tmp_path / "r" / "checkpoints").glob("step-*"))) == 1
