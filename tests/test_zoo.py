@@ -1,0 +1,54 @@
+"""The models that ship with the package work before any training."""
+
+import pytest
+import torch
+
+import scoresde as sd
+from scoresde.checkpoint import ZOO
+from scoresde.config import construct, read_yaml
+from scoresde.data import DataConfig, load_splits
+from scoresde.likelihood.dataset import dataset_log_prob
+
+NAMES = sorted(p.parent.name for p in ZOO.glob("*/config.yaml"))
+
+
+def heldout(name):
+    stored = read_yaml(ZOO / name / "config.yaml")["data"]
+    return load_splits(construct(DataConfig, stored, "data"))[1]
+
+
+def test_there_are_models():
+    assert {"mnist", "digits"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_fits_in_five_megabytes(name):
+    assert sum(f.stat().st_size for f in (ZOO / name).iterdir()) < 5e6
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_has_learned(name):
+    """Held-out items at a middling noise are denoised far better than by shrinking."""
+    model, data = sd.load(f"zoo:{name}"), heldout(name)
+    x0 = model.scaler.encode(data.x[:64], dequantize=False)
+    t = float(model.sde.time(0.0))  # noise as strong as the signal
+    eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = model.denoise(model.sde.perturb(x0, t, eps), t)
+    error, variance = (found - x0).square().mean(), (x0 - x0.mean(0)).square().mean()
+    assert error < 0.3 * variance
+
+
+def test_likelihood_of_held_out_digits():
+    model, data = sd.load("zoo:digits"), heldout("digits")
+    found = dataset_log_prob(model, data, items=16, rtol=1e-3, atol=1e-3)
+    assert found.converged
+    assert 1.5 < float(found.bits_per_dim.mean()) < 2.4  # log2(17) = 4.09 knows nothing
+
+
+def test_samples_look_like_data():
+    model, data = sd.load("zoo:digits"), heldout("digits")
+    drawn = model.scaler.decode(sd.sample(model, (64, 1, 8, 8), steps=12).x).float()
+    real = data.x.float()
+    assert (drawn.mean(0) - real.mean(0)).abs().max() < 4  # of 16 grey levels
+    assert drawn.std() == pytest.approx(float(real.std()), rel=0.15)
