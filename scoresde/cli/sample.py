@@ -136,23 +136,26 @@ def draw(
 ) -> Samples:
     """``count`` samples in batches, joined into one result."""
     import torch
-    from tqdm import tqdm
 
     from ..sampling import sample
 
     if model.shape is None:
         raise ValueError("the model does not say the shape of its items")
     parts = []
-    with tqdm(total=count, disable=not sys.stderr.isatty(), leave=False, unit="sample") as bar:
-        for start in range(0, count, batch):
-            size = min(batch, count - start)
-            cond: dict[str, Any] = {}
-            if label is not None:
-                cond["y"] = torch.full((size,), label, device=device)
-            parts.append(
-                sample(model, (size, *model.shape), start_index=start, **settings, **cond)
-            )
-            bar.update(size)
+    for start in range(0, count, batch):
+        size = min(batch, count - start)
+        cond: dict[str, Any] = {}
+        if label is not None:
+            cond["y"] = torch.full((size,), label, device=device)
+        drawn = sample(
+            model,
+            (size, *model.shape),
+            start_index=start,
+            progress=sys.stderr.isatty(),
+            **settings,
+            **cond,
+        )
+        parts.append(drawn)
     worst = next((p for p in parts if not p.converged), parts[0])
     return replace(
         worst,
