@@ -8,6 +8,7 @@ optimizer. :func:`load` reads both, and the models that ship with the package as
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -120,7 +121,13 @@ def describe_model(model: ScoreModel) -> dict[str, Any]:
 
 
 def save_model(model: ScoreModel, folder: Path) -> None:
-    """Writes ``model.safetensors`` and ``config.yaml`` into ``folder``, both or neither."""
+    """Writes ``model.safetensors`` and ``config.yaml`` into ``folder``, each whole or not at all.
+
+    Raises:
+        CheckpointError: if the folder is that of a training run, whose config.yaml is its own.
+    """
+    if (folder / "checkpoints").exists():
+        raise CheckpointError(f"{folder} is a training run: save the model into another folder")
     description = {**describe_model(model), "weights": model.weights}
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / "model.safetensors", model.net.state_dict())
@@ -133,15 +140,17 @@ def save_checkpoint(
     """Writes ``checkpoints/step-N`` whole or not at all, then drops all but the last ``keep``."""
     checkpoints = run / "checkpoints"
     target = checkpoints / f"step-{step:09d}"
+    if target.exists():
+        return target  # a step has one state
+    for stale in checkpoints.glob(".draft-*"):
+        shutil.rmtree(stale)
     draft = checkpoints / f".draft-{step:09d}"
-    shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     for name, tensors in files.items():
         write_tensors(draft / f"{name}.safetensors", tensors)
     write_yaml(draft / "state.yaml", state)
-    if target.exists():
-        shutil.rmtree(target)
     os.replace(draft, target)
+    _sync(checkpoints)
     for old in step_folders(run)[:-keep]:
         shutil.rmtree(old)
     return target
@@ -210,7 +219,26 @@ def write_yaml(file: Path, content: Any) -> None:
 
 def write_json(file: Path, content: Any) -> None:
     """A JSON file, written beside its place and moved there once it is on the disk."""
-    _write(file, (json.dumps(content, indent=2) + "\n").encode())
+    _write(file, (json.dumps(_finite(content), indent=2, allow_nan=False) + "\n").encode())
+
+
+def _finite(value: Any) -> Any:
+    """The value with None for every number that JSON cannot hold."""
+    if isinstance(value, Mapping):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _sync(folder: Path) -> None:
+    """Brings the names in a folder to the disk, where the system can."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _write(file: Path, content: bytes) -> None:

@@ -182,9 +182,22 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from error
+    content = {} if content is None else content
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold a mapping of sections: {', '.join(SECTIONS)}")
     return content
+
+
+def read_config(path: Path | None) -> dict[str, Any]:
+    """The sections of a user's file, none without one; an empty section is an empty mapping.
+
+    Raises:
+        ConfigError: as :func:`read_yaml`, and for a section that is unknown or no mapping.
+    """
+    content = read_yaml(path) if path is not None else {}
+    content = {section: {} if value is None else value for section, value in content.items()}
+    check_sections(content)
+    return {section: dict(value) for section, value in content.items()}
 
 
 def check_sections(config: Mapping[str, Any], accepted: Iterable[str] = SECTIONS) -> None:

@@ -56,10 +56,6 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         click.echo("stopped", err=True)
         sys.exit(130)
-    except BrokenPipeError:
-        # The reader of a pipe has gone: not a mistake, and nothing is left to say.
-        sys.stderr.close()
-        sys.exit(0)
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         if debug:
             raise

@@ -11,7 +11,7 @@ from . import options
 
 
 @click.command(name="check")
-@click.argument("source", default="digits")
+@click.argument("source", required=False)
 @click.option("--config", "config_file", type=click.Path(dir_okay=False, path_type=Path),
               metavar="FILE", help="The configuration that is to train on the data.")  # fmt: skip
 @click.option("--sde", metavar="NAME", help="The process that is to train on the data.")
@@ -21,7 +21,7 @@ from . import options
 @options.device
 @options.report
 def command(
-    source: str,
+    source: str | None,
     config_file: Path | None,
     sde: str | None,
     settings: tuple[str, ...],
@@ -39,14 +39,17 @@ def command(
       scoresde check
       scoresde check path/to/images --sde ve --set net.preset=small
     """
-    from ..config import merge, override, read_yaml
+    from ..config import merge, override, read_config
 
-    config = read_yaml(config_file) if config_file else {}
+    options.check_writable(json_file)
+    options.check_writable(out)
+    config = read_config(config_file)
     if sde:
         config = merge(config, {"sde": {"name": sde}})
     for setting in settings:
         override(config, setting)
-    config.setdefault("data", {})["source"] = source
+    if source is not None:
+        config.setdefault("data", {})["source"] = source
     device = options.pick_device(device_name)
 
     from ..pictures import save_items
@@ -80,7 +83,6 @@ def data_facts(job: Any) -> dict[str, Any]:
         "classes": job.train.num_classes or "no labels",
         "data range": f"{float(raw.min()):g} to {float(raw.max()):g}",
         "data mean, std": f"{float(raw.mean()):.4g}, {float(raw.std()):.4g}",
-        "not finite": "none",
         "constant entries": f"{constant} of {x[0].numel()}",
         "model range": f"{float(x.min()):.4g} to {float(x.max()):.4g}",
         "model mean, std": f"{float(x.mean()):.4g}, {float(x.std()):.4g}",

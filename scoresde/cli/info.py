@@ -25,6 +25,7 @@ def command(run: str, weights: str, json_file: Path | None) -> None:
     """
     from ..checkpoint import load, locate, step_folders
 
+    options.check_writable(json_file)
     model = load(run, weights=weights)
     folder = locate(run)
     facts = model_facts(model)
@@ -70,8 +71,9 @@ def multiply_adds(model: Any) -> int:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
+    cond = {} if getattr(model.net, "num_classes", None) is None else {"y": torch.tensor([0])}
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(1, *model.shape), model.sde.t_max)
+        model(torch.zeros(1, *model.shape), model.sde.t_max, **cond)
     return int(counter.get_total_flops()) // 2
 
 

@@ -86,12 +86,15 @@ def command(
         raise ValueError(f"--levels {levels} does not fit {heldout.name}, whose data are {have}")
     if terms is not None and not vlb:
         raise ValueError("--terms belongs to --vlb")
+    if vlb and csv_file is not None:
+        raise ValueError("--csv is for the ODE's likelihood, not for --vlb")
     if vlb:
         count = min(items or 128, len(heldout))
         bound = bound_figures(
             model, heldout, count, batch, seed or 0, settings["steps"] or 1000, terms
         )
-        options.write_json(json_file, {"model": run, "data": heldout.name, **bound})
+        figures = {"model": run, "data": heldout.name, **bound}
+        options.write_json(json_file, {**figures, "versions": options.versions(device)})
         click.echo(f"{heldout.name} under {run}: {bound_line(bound)}")
         return
     found = evaluate(model, heldout, items or 128, draws, batch, seed or 0, settings)
@@ -123,6 +126,11 @@ def held_out_data(run: str, source: str | None, split: str) -> Dataset:
     return load_splits(construct(DataConfig, stored, "data"))[1]
 
 
+def conditional(model: ScoreModel) -> bool:
+    """Whether the network takes labels."""
+    return getattr(model.net, "num_classes", None) is not None
+
+
 def evaluate(
     model: ScoreModel,
     data: Dataset,
@@ -141,7 +149,7 @@ def evaluate(
     with tqdm(total=total, disable=not sys.stderr.isatty(), leave=False, unit="item") as bar:
         return dataset_log_prob(
             model, data, items=items, draws=draws, batch=batch, seed=seed, progress=bar.update,
-            labels=getattr(model.net, "num_classes", None) is not None, **settings,
+            labels=conditional(model), **settings,
         )  # fmt: skip
 
 
@@ -169,9 +177,12 @@ def bound_figures(
         for start in range(0, items, batch):
             x = data.x[start : min(start + batch, items)].to(device)
             z = model.scaler.encode(x, dequantize=False)
+            cond: dict[str, Any] = {}
+            if conditional(model) and data.y is not None:
+                cond["y"] = data.y[start : start + len(x)].to(device)
             found = vlb(
                 model, z, steps=steps, levels=data.levels, terms=terms, seed=seed,
-                start_index=start,
+                start_index=start, **cond,
             )  # fmt: skip
             kl = found.total - found.prior - found.decoder
             parts.append(torch.stack([found.total, found.prior, kl, found.decoder], 1).cpu())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -104,8 +105,18 @@ def write_json(file: Path | None, content: dict[str, Any]) -> None:
         write_json(file, content)
 
 
-def check_writable(file: Path) -> None:
+def speak(line: str) -> None:
+    """Prints a line, unless the reader of the pipe has gone: the work goes on without it."""
+    try:
+        click.echo(line)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the rest of the process)
+
+
+def check_writable(file: Path | None) -> None:
     """Refuses, before any work, a file that could not be written in the end."""
+    if file is None:
+        return
     folder = file.parent
     while not folder.exists():
         folder = folder.parent

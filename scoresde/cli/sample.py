@@ -29,7 +29,11 @@ if TYPE_CHECKING:
 @click.option(
     "--denoise/--no-denoise", default=True, show_default=True, help="Final Tweedie step."
 )
-@click.option("--label", type=click.IntRange(min=0), help="Class, for a conditional model.")
+@click.option(
+    "--label",
+    type=click.IntRange(min=0),
+    help="Class, for a conditional model; by default each in turn.",
+)
 @click.option("--batch", type=click.IntRange(min=1), default=256, show_default=True,
               help="Items drawn at once; the samples do not depend on it.")  # fmt: skip
 @click.option(
@@ -81,6 +85,7 @@ def command(
     name = describe(chosen)["name"]
     target = out or Path(f"samples-{name}.png")
     options.check_writable(target)
+    options.check_writable(json_file)
     if label is not None:
         check_label(model, label)
     drawn = draw(
@@ -91,6 +96,8 @@ def command(
     figures = {
         "model": run,
         "count": count,
+        "label": label,
+        "denoise": denoise,
         "nfe": drawn.nfe,
         "seconds": drawn.seconds,
         "converged": drawn.converged,
@@ -141,12 +148,14 @@ def draw(
 
     if model.shape is None:
         raise ValueError("the model does not say the shape of its items")
+    classes = getattr(model.net, "num_classes", None)
     parts = []
     for start in range(0, count, batch):
         size = min(batch, count - start)
         cond: dict[str, Any] = {}
-        if label is not None:
-            cond["y"] = torch.full((size,), label, device=device)
+        if classes is not None:
+            index = torch.arange(start, start + size, device=device)
+            cond["y"] = index % classes if label is None else torch.full_like(index, label)
         drawn = sample(
             model,
             (size, *model.shape),

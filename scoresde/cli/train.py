@@ -13,6 +13,8 @@ import click
 from . import options
 
 if TYPE_CHECKING:
+    import torch
+
     from ..training import Job
 
 DEFAULT_STEPS = 3000
@@ -72,18 +74,20 @@ def command(
       scoresde train --config configs/mnist.yaml --data path/to/mnist --minutes 60
       scoresde train --out runs/digits-vp --resume --steps 6000
     """
-    from ..config import merge, override, read_yaml
+    from ..config import merge, override, read_config
 
     bounds = {"steps": steps, "epochs": epochs, "minutes": minutes}
     if resume and overwrite:
         raise click.UsageError("--resume and --overwrite exclude each other")
-    config = read_yaml(config_file) if config_file else {}
+    config = read_config(config_file)
     if sde:
         config = merge(config, {"sde": {"name": sde}})
     for setting in settings:
         override(config, setting)
-    asked = {"data.source": data, "sde.sigma_max": sigma_max, "sde.beta_max": beta_max,
-             "training.seed": seed}  # fmt: skip
+    asked = {
+        "data.source": data, "sde.sigma_max": sigma_max, "sde.beta_max": beta_max,
+        "training.seed": seed, "sampling.seed": seed, "likelihood.seed": seed,
+    }  # fmt: skip
     for key, value in asked.items():
         if value is not None:
             section, _, field = key.partition(".")
@@ -92,21 +96,23 @@ def command(
         config.setdefault("training", {}).update(bounds)
 
     folder = out or default_folder(config)
-    if resume:
-        config = resumed_config(folder, config)
-    else:
+    if not resume:
         refuse_existing(folder, overwrite)
     options.check_writable(folder / "config.yaml")
+    options.check_writable(json_file)
     device = options.pick_device(device_name)
 
     from ..training import prepare
 
-    job = prepare(with_bounds(config), folder, device)
+    if resume:
+        job = resumed(folder, config, device)
+    else:
+        job = prepare(with_bounds(config), folder, device)
     summarise(job)
     if dry_run:
         return
-    if overwrite and folder.exists():
-        shutil.rmtree(folder)
+    if overwrite:
+        remove_run(folder)
     run(job, resume, json_file)
 
 
@@ -117,6 +123,13 @@ def default_folder(config: dict[str, Any]) -> Path:
     return Path("runs") / f"{name or 'data'}-{config.get('sde', {}).get('name', 'vp')}"
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a training run."""
+    return (folder / "config.yaml").is_file() and (
+        (folder / "checkpoints").is_dir() or (folder / "logs").is_dir()
+    )
+
+
 def refuse_existing(folder: Path, overwrite: bool) -> None:
     """A folder in use is never overwritten unasked, and only a run's folder is at all."""
     if not folder.exists():
@@ -125,7 +138,7 @@ def refuse_existing(folder: Path, overwrite: bool) -> None:
         raise ValueError(f"cannot write the run to {folder}: it is a file")
     if not any(folder.iterdir()):
         return
-    if not (folder / "config.yaml").exists():
+    if not is_run(folder):
         raise ValueError(f"{folder} exists and is no run of scoresde; choose another --out")
     if not overwrite:
         raise ValueError(
@@ -134,22 +147,43 @@ def refuse_existing(folder: Path, overwrite: bool) -> None:
         )
 
 
-def resumed_config(folder: Path, extra: dict[str, Any]) -> dict[str, Any]:
-    """The configuration of an existing run, with only its training section open to change."""
+def remove_run(folder: Path) -> None:
+    """Removes what a run has written into its folder, and nothing else."""
+    for name in ("checkpoints", "samples", "logs", "bench"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in ("config.yaml", "report.json", "loss.png"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def resumed(folder: Path, asked: dict[str, Any], device: torch.device) -> Job:
+    """The job of an existing run: options may change how it goes on, not what it is.
+
+    Raises:
+        ConfigError: if a section that makes the model, or the data, is no longer the same.
+    """
     from ..checkpoint import locate
-    from ..config import SECTIONS, merge, read_yaml
+    from ..config import SECTIONS, ConfigError, merge, read_yaml
+    from ..training import prepare
 
     stored = read_yaml(locate(folder) / "config.yaml")
-    stored = {k: v for k, v in stored.items() if k in SECTIONS}
-    changed = [
-        k for k in extra if k != "training" and {**stored.get(k, {}), **extra[k]} != stored.get(k)
-    ]
-    if changed:
-        raise ValueError(
-            f"--resume continues a run as it was: section {changed[0]!r} cannot change, "
-            f"only training can"
-        )
-    return merge(stored, extra)
+    kept = {k: v for k, v in stored.items() if k in SECTIONS}
+    going = {k: v for k, v in asked.items() if k in ("training", "sampling", "likelihood")}
+    job = prepare(merge(kept, going), folder, device)
+    made = {k: v for k, v in asked.items() if k not in going}
+    wanted = prepare(merge(kept, made), folder, device).config if made else {}
+    for section in made:
+        if wanted[section] != stored.get(section):
+            raise ConfigError(
+                f"--resume continues a run as it was: section {section!r} cannot change, "
+                f"only training, sampling and likelihood can"
+            )
+    for key in ("batch_size", "seed"):
+        if job.config["training"][key] != stored["training"][key]:
+            raise ConfigError(f"--resume continues a run as it was: training.{key} cannot change")
+    for part in ("shape", "scaler"):
+        if job.config[part] != stored.get(part):
+            raise ConfigError(f"the data of {folder} have changed since: another {part} fits them")
+    return job
 
 
 def with_bounds(config: dict[str, Any]) -> dict[str, Any]:
@@ -167,7 +201,7 @@ def summarise(job: Job) -> None:
     sde, training = job.model.sde, job.training
     parameters = sum(p.numel() for p in job.model.net.parameters())
     fields = {k: v for k, v in describe(sde).items() if not k.startswith(("t_", "name"))}
-    say = click.echo
+    say = options.speak
     say(f"data       {job.train.name}: {len(job.train)} items of {tuple(job.train.shape)}, "
         f"{len(job.heldout)} held out, "
         + (f"{job.train.levels} levels" if job.train.levels else "continuous"))  # fmt: skip
@@ -188,15 +222,20 @@ def summarise(job: Job) -> None:
 
 def run(job: Job, resume: bool, json_file: Path | None) -> None:
     """Trains, reports, and prints what to try next."""
+    from tqdm import tqdm
+
     from ..checkpoint import write_yaml
     from ..training import Trainer
     from ..training.report import finish
 
     show = sys.stderr.isatty()
-    trainer = Trainer(job, say=lambda line: click.echo(line, err=show))
+    trainer = Trainer(job, say=tqdm.write if show else options.speak)
     if resume:
         trainer.resume()
-        click.echo(f"resumed at step {trainer.step}")
+        options.speak(f"resumed at step {trainer.step}")
+        if trainer.progress >= 1:
+            options.speak("the run has reached its end: raise --steps, --epochs or --minutes")
+            return
     job.folder.mkdir(parents=True, exist_ok=True)
     write_yaml(job.folder / "config.yaml", job.config)
     try:
@@ -225,13 +264,13 @@ def run(job: Job, resume: bool, json_file: Path | None) -> None:
             if "bits_per_dim" in found
             else (found["nats"], found["nats_stderr"], "nats")
         )
-        click.echo(
+        options.speak(
             f"held out   {figure:.4f} ± {error:.4f} {unit} over {found['items']} items "
             f"({found['method']}, {found['nfe']:.0f} evaluations, "
             f"{found['divergence']} divergence)"
         )
-    click.echo(f"written    {job.folder}/samples/final.png, loss.png, report.json")
-    click.echo(
+    options.speak(f"written    {job.folder}/samples/final.png, loss.png, report.json")
+    options.speak(
         f"try next\n"
         f"  scoresde sample {job.folder} --solver ancestral --steps 100\n"
         f"  scoresde likelihood {job.folder} --probes 4\n"

@@ -114,7 +114,7 @@ def decode_all(pictures: Sequence[Picture], size: int | None) -> Tensor:
         if array.shape[:2] != (height, width):
             raise DataError(
                 f"{pictures[0][0]} is {width}x{height} but {name} is "
-                f"{array.shape[1]}x{array.shape[0]}; give `size` to crop and resize"
+                f"{array.shape[1]}x{array.shape[0]}; set data.size to crop and resize"
             )
     channels = max(array.ndim for array in arrays) * 2 - 3  # (H, W) or (H, W, 3)
     x = np.empty((len(arrays), channels, height, width), np.uint8)

@@ -185,4 +185,4 @@ class Scaler:
         """
         if self.levels is None:
             return ((z.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-        return (self.decode(z).double() * 255 / (self.levels - 1)).round().to(torch.uint8)
+        return (self.decode(z).float() * 255 / (self.levels - 1)).round().to(torch.uint8)

@@ -155,7 +155,7 @@ def dataset_log_prob(
             **settings,
             **cond,
         )
-        totals[start:stop] += last.log_prob.double().cpu() / draws
+        totals[start:stop] += last.log_prob.cpu().double() / draws
         evaluations.append(last.nfe)
         converged &= last.converged
         if progress is not None:

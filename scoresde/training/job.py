@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .. import nets, parameterization, sde
+from .. import grids, nets, parameterization, sde, solvers
 from ..checkpoint import describe_model
 from ..config import (
     ConfigError,
@@ -24,6 +24,7 @@ from ..config import (
     unknown,
 )
 from ..data import DataConfig, Dataset, Scaler, load_splits
+from ..likelihood.integrate import check as check_method
 from ..model import ScoreModel
 from ..sde.terminal import Remains, auto_beta_max, auto_sigma_max, remains
 from .objective import DSM
@@ -110,6 +111,17 @@ class SamplingConfig:
     count: int = 64
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"count must be at least 1, got {self.count}")
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        solver = build(self.solver, solvers, "sampling.solver")
+        chooses = solver is not None and solver.default_steps is None
+        if chooses and (self.steps is not None or self.grid is not None):
+            raise ValueError("the solver chooses its own steps: leave out steps and grid")
+        build(self.grid, grids, "sampling.grid")
+
 
 @dataclass(frozen=True)
 class LikelihoodConfig:
@@ -134,6 +146,15 @@ class LikelihoodConfig:
     rtol: float = 5e-5
     atol: float = 5e-5
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_method(self.method, None)
+        if self.divergence not in ("auto", "exact", "hutchinson"):
+            raise unknown("divergence", self.divergence, ("auto", "exact", "hutchinson"))
+        if self.items < 0 or self.draws < 1 or self.probes < 1:
+            raise ValueError("items must be at least 0, draws and probes at least 1")
+        if not (self.rtol > 0 and self.atol > 0):
+            raise ValueError(f"rtol and atol must be positive, got {self.rtol} and {self.atol}")
 
 
 @dataclass
@@ -185,10 +206,13 @@ def prepare(config: Mapping[str, Any], folder: Path, device: torch.device) -> Jo
     section.setdefault("sigma_data", round(float(probe.std()), 4))
     predicts = build(section, parameterization, "parameterization")
 
-    torch.manual_seed(training.seed)  # the initial weights are torch's global business
-    net = build_net(config["net"], train.shape)
-    if getattr(net, "num_classes", None) is not None and train.y is None:
-        raise ConfigError("net.num_classes is set, but the data have no labels")
+    with torch.random.fork_rng([]):  # layers draw their weights from torch's global generator
+        torch.manual_seed(training.seed)
+        net = build_net(config["net"], train.shape)
+    classes = getattr(net, "num_classes", None)
+    if classes is not None and classes != train.num_classes:
+        have = f"{train.num_classes} classes" if train.num_classes else "no labels"
+        raise ConfigError(f"net.num_classes is {classes}, but the data have {have}")
     model = ScoreModel(net, process, predicts, shape=train.shape, scaler=scaler)
 
     resolved = {

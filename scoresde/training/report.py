@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from ..likelihood.dataset import DatasetLikelihood, dataset_log_prob
 from ..pictures import save_curves, save_items
 from ..sampling import Samples, sample
 from .job import Job
+from .log import Log
 
 if TYPE_CHECKING:
     from ..model import ScoreModel
@@ -91,15 +91,10 @@ def finish(
     return report
 
 
-def read_log(job: Job, name: str) -> list[dict[str, Any]]:
-    """The rows of ``logs/NAME.jsonl``, none if there is no such log."""
-    file = job.folder / "logs" / f"{name}.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-
-
 def save_loss_curve(job: Job) -> None:
     """Draws ``loss.png`` from the logs: training loss, and held-out loss of the average."""
-    train, heldout = read_log(job, "train"), read_log(job, "heldout")
+    log = Log(job.folder)
+    train, heldout = log.rows("train"), log.rows("heldout")
     curves = {"training loss": ([r["step"] for r in train], [r["loss"] for r in train])}
     if heldout:
         losses = [r["loss"] for r in heldout]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ from ..data import Dataset
 from ..model import ScoreModel
 from .batches import Batches, step_seed
 from .ema import EMA
+from .interrupt import Interruptible
 from .job import Job, TrainingConfig
+from .log import Log
 
 BINS = 8  # of log-SNR, for the held-out error
 LOG_EVERY = 20
@@ -60,6 +62,7 @@ class Trainer:
     def __init__(self, job: Job, say: Callable[[str], None] = print) -> None:
         self.job = job
         self.say = say
+        self.log = Log(job.folder)
         training = job.training
         self.model = job.model
         self.ema = EMA(self.model.net, training.ema)
@@ -113,9 +116,10 @@ class Trainer:
 
         generator = self.generator(self.step, stream=2)
         x0, cond = self.batch(self.job.train, self.batches.indices(self.step), generator)
-        with torch.autocast(
+        half = torch.autocast(
             self.job.device.type, torch.bfloat16, enabled=training.precision == "bfloat16"
-        ):
+        )
+        with half, self.dropout_noise():
             loss = self.job.objective(self.model, x0, generator=generator, **cond)
         loss = loss.mean() / x0[0].numel()
         self.optimizer.zero_grad(set_to_none=True)
@@ -125,6 +129,14 @@ class Trainer:
         self.step += 1
         self.ema.update(self.step)
         return loss.detach(), norm.detach()
+
+    @contextmanager
+    def dropout_noise(self) -> Iterator[None]:
+        """Dropout draws from torch's global generator: keyed by the step, and left as it was."""
+        devices = [self.job.device] if self.job.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(step_seed(self.job.training.seed, self.step, stream=5))
+            yield
 
     @property
     def progress(self) -> float:
@@ -138,39 +150,38 @@ class Trainer:
 
         Raises:
             TrainingError: at a non-finite loss; the last checkpoint before it stays.
-            KeyboardInterrupt: after the state has been saved.
+            KeyboardInterrupt: at Ctrl-C, after the step has ended and has been saved.
         """
         from tqdm import tqdm
 
         training = self.job.training
         self.model.train()
-        with tqdm(total=1000, disable=not show_progress, bar_format=BAR, leave=False) as bar:
-            try:
-                self._loop(bar)
-            except KeyboardInterrupt:
-                self.save()
-                raise
+        with (
+            tqdm(total=1000, disable=not show_progress, bar_format=BAR, leave=False) as bar,
+            Interruptible() as stop,
+        ):
+            self._loop(bar, stop)
         self.model.eval()
-        if not self._saved(self.step):
-            self.save()
+        self.save()
+        if stop.asked:
+            raise KeyboardInterrupt
         rate = self.step * training.batch_size / max(self.seconds, 1e-9)
         self.say(
             f"trained {self.step} steps, {self.step * training.batch_size} items "
             f"in {self.seconds:.0f} s ({rate:.0f} items/s)"
         )
 
-    def _loop(self, bar: Any) -> None:
+    def _loop(self, bar: Any, stop: Interruptible) -> None:
         training = self.job.training
         marks = training.evaluations
         done_marks = math.floor(self.progress * marks)
         mark, spoken = time.perf_counter(), time.perf_counter()
-        while self.progress < 1:
+        while self.progress < 1 and not stop.asked:
             self.pending.append(self.learn())
-            if len(self.pending) == LOG_EVERY or self.step == 1:
-                self._log(bar)
             now = time.perf_counter()
             self.seconds += now - mark
-            mark = now
+            if len(self.pending) == LOG_EVERY or self.step == 1:
+                self._log(bar)
             if self.step % training.checkpoint_every == 0:
                 self.save()
             if math.floor(self.progress * marks) > done_marks:
@@ -179,7 +190,7 @@ class Trainer:
             elif bar.disable and now - spoken > 60:
                 self.say(self._line())
                 spoken = now
-            mark = time.perf_counter()  # evaluations do not count as training time
+            mark = time.perf_counter()  # what is not a step does not count as training time
 
     def _pending(self) -> tuple[float, float]:
         """Mean loss and gradient norm of the steps since the last look, which are finite.
@@ -201,7 +212,7 @@ class Trainer:
         self.pending = []
         self.last_loss = loss
         rate = self.step * self.job.training.batch_size / max(self.seconds, 1e-9)
-        self._append("train", loss=loss, gradient_norm=norm, items_per_second=rate)
+        self.log.append("train", **self.here, loss=loss, gradient_norm=norm, items_per_second=rate)
         bar.n = round(self.progress * 1000)
         bar.set_postfix_str(f"step {self.step}, loss {loss:.4f}, {rate:.0f} items/s")
 
@@ -212,12 +223,10 @@ class Trainer:
             f"{self.seconds:.0f} s gone, about {left:.0f} s left"
         )
 
-    def _append(self, log: str, **values: Any) -> None:
-        folder = self.job.folder / "logs"
-        folder.mkdir(parents=True, exist_ok=True)
-        row = {"step": self.step, "seconds": round(self.seconds, 3), **values}
-        with open(folder / f"{log}.jsonl", "a") as handle:
-            handle.write(json.dumps(row) + "\n")
+    @property
+    def here(self) -> dict[str, Any]:
+        """Where the run stands, for a row of a log."""
+        return {"step": self.step, "seconds": round(self.seconds, 3)}
 
     # -- looking at it -----------------------------------------------------------------------
 
@@ -230,7 +239,7 @@ class Trainer:
         from .report import save_samples
 
         loss, errors = self.heldout_loss(), self.heldout_errors()
-        self._append("heldout", loss=loss, eps_error_by_log_snr=errors)
+        self.log.append("heldout", **self.here, loss=loss, eps_error_by_log_snr=errors)
         save_samples(self.averaged, self.job, f"step-{self.step:09d}")
         self.say(
             f"step {self.step}, {self.progress:.0%}: "
@@ -261,13 +270,10 @@ class Trainer:
         for part in torch.arange(n).split(self.job.training.batch_size):
             x0, cond = self.batch(heldout, order[part], generator)
             loss = simple(self.averaged, x0, t=times[part], generator=generator, **cond)
-            errors[part] = loss.double().cpu() / x0[0].numel()
+            errors[part] = loss.cpu().double() / x0[0].numel()
         return [float(b.mean()) for b in errors.chunk(BINS)]
 
     # -- saving and resuming -----------------------------------------------------------------
-
-    def _saved(self, step: int) -> bool:
-        return any(p.name == f"step-{step:09d}" for p in checkpoint.step_folders(self.job.folder))
 
     def save(self) -> Path:
         """Writes a checkpoint of everything that the next step depends on.
@@ -313,6 +319,7 @@ class Trainer:
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         where = read_yaml(folder / "state.yaml")
         self.step, self.seconds = int(where["step"]), float(where["seconds"])
+        self.log.rewind(self.step)
 
 
 BAR = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}"

@@ -129,6 +129,57 @@ def test_resume_goes_on(trained, tmp_path):
     assert json.loads((tmp_path / "r/report.json").read_text())["steps"] == 2
 
 
+def test_resume_with_the_arguments_that_started_the_run(tmp_path):
+    start = ["train", "--sde", "ve", "--sigma-max", "auto", "--data", "moons", "--out", "r",
+             "--set", "objective.weight=likelihood", "--set", "likelihood.items=0"]  # fmt: skip
+    run(*start, "--steps", 2, "--set", "training.evaluations=0", cwd=tmp_path)
+    assert "resumed at step 2" in run(*start, "--steps", 3, "--resume", cwd=tmp_path).stdout
+    said = run(*start, "--steps", 3, "--resume", cwd=tmp_path).stdout
+    assert "reached its end" in said
+    done = run("train", "--out", "r", "--resume", "--set", "training.batch_size=7", cwd=tmp_path,
+               expect=1)  # fmt: skip
+    assert "training.batch_size cannot change" in done.stderr
+
+
+def test_overwrite_touches_nothing_but_the_run(tmp_path):
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "config.yaml").write_text("a: 1")
+    done = run("train", "--out", "project", "--overwrite", "--steps", 1, cwd=tmp_path, expect=1)
+    assert "is no run of scoresde" in done.stderr
+    assert (tmp_path / "project" / "config.yaml").read_text() == "a: 1"
+    quick = ["train", "--out", "r", "--steps", 1, *TINY, "--set", "training.evaluations=0"]
+    run(*quick, cwd=tmp_path)
+    (tmp_path / "r" / "notes.txt").write_text("mine")
+    run(*quick, "--overwrite", cwd=tmp_path)
+    assert (tmp_path / "r" / "notes.txt").read_text() == "mine"
+
+
+def test_a_reader_that_leaves_does_not_stop_training(tmp_path):
+    command = f"{sys.executable} -m scoresde train --steps 2 --out r {' '.join(TINY)} | head -1"
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command}"], cwd=tmp_path, capture_output=True,
+        text=True, timeout=200, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "r" / "report.json").exists()
+
+
+def test_a_conditional_model_draws_the_class_that_is_asked_for(tmp_path):
+    # Layers that start at zero hide the class until they have learned something.
+    run("train", "--out", "r", "--steps", 60, *TINY, "--set", "net.num_classes=10",
+        "--set", "training.ema=0", "--set", "training.lr=0.01", cwd=tmp_path)  # fmt: skip
+    for name, label in (("a", ["--label", 3]), ("b", ["--label", 4]), ("c", [])):
+        run("sample", "r", "-n", 4, "--steps", 3, *label, "--out", f"{name}.npy", cwd=tmp_path)
+    a, b, c = (np.load(tmp_path / f"{n}.npy").astype(int) for n in "abc")
+    assert (a != b).any()
+    assert (a[3] == c[3]).mean() > 0.9  # without a label, sample i has class i mod 10
+    assert "multiply-adds" in run("info", "r", cwd=tmp_path).stdout
+    done = run("sample", "r", "--label", 10, cwd=tmp_path, expect=1)
+    assert "classes 0 to 9" in done.stderr
+    done = run("train", "--set", "net.num_classes=3", "--out", "s", cwd=tmp_path, expect=1)
+    assert "10 classes" in done.stderr
+
+
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "scoresde", "train", "--steps", "100000", "--out", "r", *TINY],
@@ -176,6 +227,11 @@ def test_vectors_train_and_report_nats(tmp_path):
         (["train", "--out", "busy"], "no run of scoresde"),
         (["train", "--data", "nan.npy"], "finite"),
         (["train", "--data", "images"], "broken.png"),
+        (["train", "--set", "sampling.solver=hoin"], "did you mean 'heun'"),
+        (["train", "--set", "likelihood.method=dopri"], "did you mean 'dopri"),
+        (["train", "--set", "likelihood.items=-1"], "items must be at least 0"),
+        (["train", "--config", "flat.yaml"], "section 'sde' must be a mapping"),
+        (["train", "--json", "file/x.json"], "not a folder"),
         (["train", "--device", "gpu9"], "unknown device 'gpu9'"),
         (["sample", "nowhere"], "no such folder"),
         (["sample", "--out", "x.bmp"], ".png and .npy"),
@@ -188,6 +244,7 @@ def test_mistakes_give_one_line_and_leave_nothing(tmp_path, args, said):
     (tmp_path / "busy").mkdir()
     (tmp_path / "busy" / "thesis.txt").write_text("precious")
     np.save(tmp_path / "nan.npy", np.full((4, 2), np.nan, np.float32))
+    (tmp_path / "flat.yaml").write_text("sde: vp")
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "broken.png").write_bytes(b"not a picture")
     before = sorted(p.name for p in tmp_path.rglob("*"))

@@ -1,4 +1,5 @@
 import json
+import signal
 
 import pytest
 import torch
@@ -7,12 +8,21 @@ import scoresde as sd
 from scoresde import checkpoint
 from scoresde.training import EMA, Budget, Trainer, TrainingConfig, TrainingError, prepare
 from scoresde.training.batches import Batches, step_seed
+from scoresde.training.interrupt import Interruptible
 
 QUICK = {
     "data": {"source": "digits", "limit": 64},
-    "net": {"width": 8, "multipliers": [1, 2], "blocks": 1, "attention": [1]},
+    "net": {"width": 8, "multipliers": [1, 2], "blocks": 1, "attention": [1], "dropout": 0.1},
     "training": {"steps": 6, "batch_size": 8, "evaluations": 0, "warmup": 2, "ema": 0.9},
 }
+
+
+@pytest.fixture
+def interruptible():
+    """Ctrl-C as in a terminal, also where the tests run as a background job, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def make(folder, **training):
@@ -29,15 +39,15 @@ def stored(folder):
     }
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, interruptible):
     make(tmp_path / "whole").run(show_progress=False)
     half = make(tmp_path / "halves")
 
     learn = half.learn
 
     def stop_after_three():
-        if half.step == 3:
-            raise KeyboardInterrupt
+        if half.step == 2:
+            signal.raise_signal(signal.SIGINT)  # in the middle of the third step
         return learn()
 
     half.learn = stop_after_three
@@ -53,6 +63,24 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
     for key, value in whole.items():
         assert torch.equal(value, halves[key]), key
     assert any(k.startswith("optimizer.") and k.endswith("exp_avg_sq") for k in whole)
+
+
+def test_a_second_ctrl_c_does_not_wait(interruptible):
+    with Interruptible() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.asked
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is not stop._handle
+
+
+def test_resuming_drops_what_was_logged_after_the_checkpoint(tmp_path):
+    trainer = make(tmp_path, steps=4)
+    trainer.run(show_progress=False)
+    trainer.log.append("train", step=9, loss=1.0)
+    again = make(tmp_path, steps=4)
+    again.resume()
+    assert [row["step"] for row in again.log.rows("train")] == [1]
 
 
 def test_the_seed_decides_the_run(tmp_path):
