@@ -48,6 +48,8 @@ def main() -> None:
     With ``SCORESDE_DEBUG=1`` in the environment, errors show where they come from.
     """
     debug = os.environ.get("SCORESDE_DEBUG", "") not in ("", "0")
+    # Read when torch loads: threads that spin while they wait crawl beside any busy process.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         cli.main(standalone_mode=False)
     except click.ClickException as error:
