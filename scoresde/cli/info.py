@@ -14,8 +14,9 @@ from . import options
 @click.command(name="info")
 @click.argument("run", default=options.DEFAULT_MODEL)
 @options.weights
+@options.device
 @options.report
-def command(run: str, weights: str, json_file: Path | None) -> None:
+def command(run: str, weights: str, device_name: str, json_file: Path | None) -> None:
     """Say what a model is: process, network, cost, training and figures so far.
 
     \b
@@ -26,7 +27,7 @@ def command(run: str, weights: str, json_file: Path | None) -> None:
     from ..checkpoint import load, locate, step_folders
 
     options.check_writable(json_file)
-    model = load(run, weights=weights)
+    model = load(run, weights=weights, device=options.pick_device(device_name))
     folder = locate(run)
     facts = model_facts(model)
     report = folder / "report.json"
@@ -71,9 +72,11 @@ def multiply_adds(model: Any) -> int:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    cond = {} if getattr(model.net, "num_classes", None) is None else {"y": torch.tensor([0])}
+    device = next(model.parameters()).device
+    labels = getattr(model.net, "num_classes", None) is not None
+    cond = {"y": torch.zeros(1, dtype=torch.long, device=device)} if labels else {}
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(1, *model.shape), model.sde.t_max, **cond)
+        model(torch.zeros(1, *model.shape, device=device), model.sde.t_max, **cond)
     return int(counter.get_total_flops()) // 2
 
 

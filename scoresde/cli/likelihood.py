@@ -16,11 +16,16 @@ if TYPE_CHECKING:
     from ..model import ScoreModel
 
 
+DEFAULT_ITEMS = 64
+
+
 @click.command(name="likelihood")
 @click.argument("run", default=options.DEFAULT_MODEL)
 @click.option("--data", metavar="SOURCE", help="By default the items that the run held out.")
 @click.option("--split", default="test", show_default=True, help="Split of --data.")
-@click.option("--items", type=click.IntRange(min=1), help="How many items; 128 by default.")
+@click.option(
+    "--items", type=click.IntRange(min=1), help=f"How many items.  [default: {DEFAULT_ITEMS}]"
+)
 @click.option("--draws", type=click.IntRange(min=1), default=1, show_default=True,
               help="Dequantisation draws an item.")  # fmt: skip
 @click.option("--divergence", type=click.Choice(["auto", "hutchinson", "exact"]),
@@ -89,7 +94,7 @@ def command(
     if vlb and csv_file is not None:
         raise ValueError("--csv is for the ODE's likelihood, not for --vlb")
     if vlb:
-        count = min(items or 128, len(heldout))
+        count = min(items or DEFAULT_ITEMS, len(heldout))
         bound = bound_figures(
             model, heldout, count, batch, seed or 0, settings["steps"] or 1000, terms
         )
@@ -97,7 +102,7 @@ def command(
         options.write_json(json_file, {**figures, "versions": options.versions(device)})
         click.echo(f"{heldout.name} under {run}: {bound_line(bound)}")
         return
-    found = evaluate(model, heldout, items or 128, draws, batch, seed or 0, settings)
+    found = evaluate(model, heldout, items or DEFAULT_ITEMS, draws, batch, seed or 0, settings)
     figures = {"model": run, "data": heldout.name, **found.summary()}
     options.write_json(json_file, {**figures, "versions": options.versions(device)})
     if csv_file is not None:
