@@ -131,3 +131,13 @@ def home(score: object) -> tuple[torch.device, torch.dtype]:
             return parameter.device, dtype
     device = getattr(score, "device", torch.device("cpu"))
     return device, getattr(score, "dtype", torch.get_default_dtype())
+
+
+def per_sample(cond: dict[str, Any], x: Tensor) -> dict[str, Any]:
+    """Conditions on the device of the state, checked to hold one value a sample."""
+    for name, value in cond.items():
+        if isinstance(value, Tensor) and value.ndim and len(value) != len(x):
+            raise ValueError(
+                f"condition {name!r} has {len(value)} values for {len(x)} samples: one a sample"
+            )
+    return {k: v.to(x.device) if isinstance(v, Tensor) else v for k, v in cond.items()}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from . import grids, solvers
 from .config import ConfigError, build, describe
-from .model import evaluating, home
+from .model import evaluating, home, per_sample
 from .noise import KeyedNoise
 from .sde.base import SDE, as_time
 from .solvers.base import Callback, Solver
@@ -36,7 +36,7 @@ class Samples:
         steps: number of steps; None if the solver chose them.
         seed: seed of all noise.
         t_start: time at which sampling started.
-        t_end: time at which it stopped, and from which it denoised.
+        t_end: time at which it stopped, and from which it denoised; the largest of any sample.
         weights: ``"ema"`` or ``"raw"`` for a network, None for other scores.
         log_prob: log-densities in nats, shape ``(B,)``, where they were computed.
     """
@@ -54,6 +54,23 @@ class Samples:
     t_end: float
     weights: str | None
     log_prob: Tensor | None = None
+
+    @property
+    def mean_nfe(self) -> float | int:
+        """Evaluations a sample, on average."""
+        return self.nfe if isinstance(self.nfe, int) else float(self.nfe.double().mean())
+
+
+def join(parts: Sequence[Samples]) -> Samples:
+    """The samples of several batches as one result; of the first failure, where there is one."""
+    worst = next((p for p in parts if not p.converged), parts[0])
+    counts = [torch.as_tensor(p.nfe).expand(len(p.x)) for p in parts]
+    return replace(
+        worst,
+        x=torch.cat([p.x for p in parts]),
+        nfe=worst.nfe if isinstance(worst.nfe, int) else torch.cat(counts),
+        seconds=sum(p.seconds for p in parts),
+    )
 
 
 @torch.no_grad()
@@ -113,17 +130,18 @@ def sample(
     places, times = _times(sde, method, steps, grid, start, end)
     noise = KeyedNoise(seed, start_index)
     x = _initial(score, sde, noise, shape, x_T, device, dtype)
-    reverse = method.reverse(score, **_conditions(cond, x))
+    reverse = method.reverse(score, **per_sample(cond, x))
     with evaluating(score), _reporting(callback, progress, len(times) - 1) as report:
         solution = method.integrate(reverse, x, times, noise, report)
         x, converged, message = solution.x, solution.converged, solution.message
+        t = as_time(solution.t, x)
         if denoise:
-            x = reverse.denoise(x, as_time(solution.t))
+            x = reverse.denoise(x, t)
             if not bool(x.isfinite().all()) and converged:
-                converged, message = False, f"non-finite after denoising at t={solution.t:.6g}"
+                converged, message = False, f"non-finite after denoising at t={float(t.max()):.6g}"
     return Samples(
         x=x,
-        nfe=reverse.nfe,
+        nfe=reverse.nfe if solution.nfe is None else reverse.nfe + solution.nfe,
         seconds=time.perf_counter() - began,
         converged=converged,
         message=message,
@@ -132,7 +150,7 @@ def sample(
         steps=None if places is None else len(times) - 1,
         seed=seed,
         t_start=start,
-        t_end=solution.t,
+        t_end=float(t.max()),
         weights=getattr(score, "weights", None),
     )
 
@@ -225,16 +243,6 @@ def _initial(
 _DTYPES = (torch.float32, torch.float64)
 
 
-def _conditions(cond: dict[str, Any], x: Tensor) -> dict[str, Any]:
-    """Conditions on the device of the state, checked to hold one value a sample."""
-    for name, value in cond.items():
-        if isinstance(value, Tensor) and value.ndim and len(value) != len(x):
-            raise ValueError(
-                f"condition {name!r} has {len(value)} values for {len(x)} samples: one a sample"
-            )
-    return {k: v.to(x.device) if isinstance(v, Tensor) else v for k, v in cond.items()}
-
-
 @contextmanager
 def _reporting(callback: Callback | None, progress: bool, steps: int) -> Iterator[Callback | None]:
     """The callback, with a bar beside it if wanted."""
@@ -255,4 +263,4 @@ def _reporting(callback: Callback | None, progress: bool, steps: int) -> Iterato
         yield report
 
 
-__all__ = ["Samples", "sample"]
+__all__ = ["Samples", "join", "sample"]

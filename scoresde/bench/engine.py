@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .. import grids
@@ -16,7 +15,7 @@ from .. import solvers as room
 from ..config import build, class_name
 from ..model import home
 from ..noise import KeyedNoise
-from ..sampling import Samples, sample
+from ..sampling import Samples, join, sample
 from ..solvers.base import Solver
 from .target import Target
 
@@ -32,7 +31,7 @@ class Row:
         solver: name, with the fields that are not at their defaults.
         steps: steps of the solver; None if it chose them.
         grid: name of the grid; None if the solver chose its steps.
-        nfe: evaluations of the score for a sample, the last denoising included.
+        nfe: evaluations of the score for a sample, the last denoising included; on average.
         seconds: wall-clock time of all samples, the median over the repeats.
         sliced_w2: sliced Wasserstein-2 distance to the reference, in units of the data.
         sliced_w2_stderr: its standard error over directions.
@@ -182,13 +181,7 @@ class _Runner:
                     seed=self.seed, start_index=first, **cond,
                 )
             )  # fmt: skip
-        worst = next((p for p in parts if not p.converged), parts[0])
-        return replace(
-            worst,
-            x=torch.cat([p.x for p in parts]),
-            nfe=max(int(torch.as_tensor(p.nfe).max()) for p in parts),
-            seconds=sum(p.seconds for p in parts),
-        )
+        return join(parts)
 
     def warm_up(self) -> None:
         """One step of the first batch, so that nothing timed loads libraries or kernels."""
@@ -228,7 +221,7 @@ def _row(
     row = replace(
         row,
         grid=None if found.grid is None else found.grid["name"],
-        nfe=int(found.nfe),
+        nfe=round(found.mean_nfe),
         seconds=statistics.median(r.seconds for r in runs[min(1, repeats - 1) :]),
         converged=found.converged,
         message=found.message or notice,

@@ -33,9 +33,9 @@ DEFAULT_ITEMS = 64
 @click.option("--probes", type=click.IntRange(min=1), default=1, show_default=True,
               help="Probes of the Hutchinson estimator.")  # fmt: skip
 @click.option("--method", default="dopri5", show_default=True, metavar="NAME",
-              help="ODE method: dopri5, dopri8, bosh3, rk4, ..., scipy-rk45.")  # fmt: skip
-@click.option("--rtol", type=float, default=5e-5, show_default=True)
-@click.option("--atol", type=float, default=5e-5, show_default=True)
+              help="ODE method: dopri5, dop853, bosh3, rk4, ..., scipy-rk45.")  # fmt: skip
+@click.option("--rtol", type=float, default=1e-5, show_default=True)
+@click.option("--atol", type=float, default=1e-5, show_default=True)
 @click.option("--steps", type=click.IntRange(min=1), help="Steps of a fixed-step method.")
 @click.option("--t-min", type=float, help="Time at which the integral starts.")
 @click.option(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,7 +97,7 @@ def command(
         "count": count,
         "label": label,
         "denoise": denoise,
-        "nfe": drawn.nfe,
+        "nfe": drawn.mean_nfe,
         "seconds": drawn.seconds,
         "converged": drawn.converged,
         "message": drawn.message,
@@ -115,7 +114,7 @@ def command(
     if not drawn.converged:
         click.echo(f"Warning: {drawn.message}", err=True)
     click.echo(
-        f"{count} samples from {run} by {name}: {drawn.nfe} evaluations each, "
+        f"{count} samples from {run} by {name}: {drawn.mean_nfe:.4g} evaluations each, "
         f"{drawn.seconds:.1f} s, t from {drawn.t_start:g} to {drawn.t_end:g}, "
         f"{drawn.weights} weights, seed {drawn.seed}"
     )
@@ -144,7 +143,7 @@ def draw(
     """``count`` samples in batches, joined into one result."""
     import torch
 
-    from ..sampling import sample
+    from ..sampling import join, sample
 
     if model.shape is None:
         raise ValueError("the model does not say the shape of its items")
@@ -165,13 +164,7 @@ def draw(
             **cond,
         )
         parts.append(drawn)
-    worst = next((p for p in parts if not p.converged), parts[0])
-    return replace(
-        worst,
-        x=torch.cat([p.x for p in parts]),
-        seconds=sum(p.seconds for p in parts),
-        nfe=max(int(torch.as_tensor(p.nfe).max()) for p in parts),
-    )
+    return join(parts)
 
 
 def write(model: ScoreModel, drawn: Samples, file: Path) -> None:

@@ -137,7 +137,8 @@ def dataset_log_prob(
     device = next(model.parameters()).device
     n = min(items or len(data), len(data))
     started = time.perf_counter()
-    totals, evaluations, converged, last = torch.zeros(n, dtype=torch.float64), [], True, None
+    totals, last = torch.zeros(n, dtype=torch.float64), None
+    evaluations, converged = torch.zeros(n), True
     for draw, start, stop in _parts(n, draws, batch):
         x = data.x[start:stop].to(device)
         noise = None
@@ -147,26 +148,27 @@ def dataset_log_prob(
         cond: dict[str, Any] = {}
         if labels and data.y is not None:
             cond["y"] = data.y[start:stop].to(device)
+        report = _Counter(progress, stop - start)
         last = log_prob(
             model,
             scaler.encode(x, noise=noise).float(),
             seed=seed,
             start_index=start + draw * len(data),
+            progress=report,
             **settings,
             **cond,
         )
+        report(1.0)
         totals[start:stop] += last.log_prob.cpu().double() / draws
-        evaluations.append(last.nfe)
-        converged &= last.converged
-        if progress is not None:
-            progress(stop - start)
+        evaluations[start:stop] += last.nfe.cpu() / draws
+        converged &= bool(last.converged.all())
     assert last is not None
     return DatasetLikelihood(
         log_prob=totals + scaler.log_det(tuple(data.shape)),
         dims=data.x[0].numel(),
         levels=scaler.levels,
         draws=draws,
-        nfe=sum(evaluations) / len(evaluations),
+        nfe=float(evaluations.mean()),
         seconds=time.perf_counter() - started,
         converged=converged,
         settings={
@@ -181,6 +183,19 @@ def dataset_log_prob(
             "weights": last.weights,
         },
     )
+
+
+class _Counter:
+    """Turns the fraction of the way that a batch has gone into items done."""
+
+    def __init__(self, progress: Callable[[int], object] | None, items: int) -> None:
+        self.progress, self.items, self.told = progress, items, 0
+
+    def __call__(self, fraction: float, *_: float) -> None:
+        done = int(fraction * self.items)
+        if self.progress is not None and done > self.told:
+            self.progress(done - self.told)
+            self.told = done
 
 
 def _parts(n: int, draws: int, batch: int) -> Iterator[tuple[int, int, int]]:

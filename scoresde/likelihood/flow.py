@@ -25,11 +25,13 @@ import torch
 from torch import Tensor
 
 from ..config import unknown
-from ..model import evaluating
+from ..model import evaluating, per_sample
+from ..path import Path
+from ..precision import supported
 from ..sde.base import GaussianSDE
-from .divergence import draw_probes, exact, hutchinson
+from .divergence import Field, draw_probes, exact, hutchinson
+from .field import Divergence, Flow
 from .integrate import check, integrate
-from .path import Divergence, Flow, Path
 
 EXACT_DIMS = 32
 """Up to this many dimensions ``divergence="auto"`` is exact."""
@@ -40,16 +42,16 @@ class LogProb:
     """Log-likelihoods in nats with their parts, and how they were obtained.
 
     Attributes:
-        log_prob: ``prior + delta``, shape ``(B,)``; nan if the solve did not end.
+        log_prob: ``prior + delta``, shape ``(B,)``; nan where the solve did not end.
         prior: log-density of the latent under the terminal distribution, ``(B,)``.
         delta: integral of the divergence, ``(B,)``.
         stderr: standard error of ``log_prob`` over the probes, ``(B,)``; 0 if the divergence is
             exact, nan with one probe, which tells nothing of its own error.
         latent: the state at ``t_max`` (where the solve stopped, if early), ``(B, *shape)``.
-        nfe: evaluations of the score, each of the whole batch.
-        converged: whether the solve reached ``t_max`` within tolerance (for fixed steps: reached
-            it), and every value is finite.
-        message: where and why the solve ended.
+        nfe: evaluations of the score for each sample, int64, ``(B,)``.
+        converged: whether a sample reached ``t_max`` within tolerance (for fixed steps: reached
+            it) with finite values, bool, ``(B,)``.
+        message: where and why the first sample that did not converge stopped; else empty.
         seconds: wall-clock time.
         divergence: ``"exact"`` or ``"hutchinson"``.
         probes: probes a sample, 0 if exact.
@@ -68,8 +70,8 @@ class LogProb:
     delta: Tensor
     stderr: Tensor
     latent: Tensor
-    nfe: int
-    converged: bool
+    nfe: Tensor
+    converged: Tensor
     message: str
     seconds: float
     divergence: str
@@ -95,8 +97,8 @@ def log_prob(
     noise: str = "rademacher",
     method: str = "dopri5",
     steps: int | None = None,
-    rtol: float = 5e-5,
-    atol: float = 5e-5,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
     t_min: float | None = None,
     t_max: float | None = None,
     seed: int = 0,
@@ -111,8 +113,8 @@ def log_prob(
         log p(x) = log p_T(x_T) + int div (f - g^2/2 score) dt
 
     One evaluation of the score (and one vector-Jacobian product a probe) a stage of the method.
-    Adaptive methods hold the worst sample of the batch to the tolerance; its neighbours may only
-    shorten a sample's steps.
+    Each sample takes steps of its own, and leaves the batch when it has arrived: its result does
+    not depend on its neighbours beyond rounding.
 
     Args:
         score: ``score(x, t, **cond)`` that carries its ``.sde``.
@@ -121,27 +123,30 @@ def log_prob(
             dimensions.
         probes: Hutchinson probes a sample, fixed during the solve; two or more give ``stderr``.
         noise: distribution of the probes, ``"rademacher"`` or ``"gaussian"``.
-        method: ``"dopri5"``, ``"dopri8"``, ``"bosh3"``, ``"fehlberg2"``, ``"adaptive_heun"``;
-            ``"euler"``, ``"midpoint"``, ``"heun2"``, ``"heun3"``, ``"rk4"`` with ``steps``;
-            ``"scipy-rk45"``, ``"scipy-dop853"``, which share one error norm across the batch.
+        method: ``"dopri5"``, ``"bosh3"``, or ``"dop853"`` for tolerances below 1e-6; ``"euler"``,
+            ``"midpoint"``, ``"heun2"``, ``"heun3"``, ``"rk4"`` with ``steps``; and, with one step
+            for the whole batch, ``"torchdiffeq-dopri5"``, ``"torchdiffeq-dopri8"``,
+            ``"torchdiffeq-bosh3"``, ``"torchdiffeq-adaptive_heun"`` (the worst sample decides),
+            ``"scipy-rk45"``, ``"scipy-dop853"`` (the mean of the batch decides).
         steps: number of steps of a fixed-step method.
-        rtol: relative tolerance of a step, of the state and of the nats a dimension. Held for the
-            worst sample, 5e-5 costs and gives what 1e-5 does where the mean of the batch is held.
+        rtol: relative tolerance of a step, of the state (root mean square over a sample) and of
+            the nats a dimension; not below 1e-6 for a float32 state.
         atol: absolute tolerance, likewise.
         t_min: start, >= the trained ``sde.t_min``; default ``sde.t_min_likelihood``.
         t_max: end; default ``sde.t_max``. An earlier end needs a ``terminal`` to fit it.
         seed: key of the probes.
         start_index: index of the first sample: a sample's probes do not depend on its batch.
-        max_nfe: evaluations after which the solve is given up.
+        max_nfe: evaluations that a sample may take.
         terminal: None for the prior ``N(0, prior_std^2)``, or ``(mean, std)`` of the data in model
             range, each broadcastable to ``shape``: then ``N(alpha_T mean, alpha_T^2 std^2 +
             sigma_T^2)``, which removes most of the prior's mismatch.
-        progress: called as ``progress(fraction, t, nfe)`` before each step.
-        cond: passed to the score.
+        progress: called as ``progress(fraction, t, nfe)`` about each step, with the mean fraction
+            of the way that the samples have gone, the time there, and the most evaluations spent.
+        cond: passed to the score; of tensors, one value a sample.
 
     Returns:
-        A :class:`LogProb`. A solve that is given up has ``converged=False``, nan in place of
-        likelihoods, the state that was reached as ``latent``, and a message.
+        A :class:`LogProb`. A sample whose solve is given up has ``converged=False``, nan in place
+        of its likelihood, and as ``latent`` the state that was reached; a message says why.
 
     Raises:
         ValueError: integer or non-finite ``x``, times outside the trained ones, or an unknown or
@@ -161,32 +166,43 @@ def log_prob(
         x = x.clone()
         estimate, count = _estimator(divergence, x, probes, noise, seed, start_index)
         path = Path(sde, t_min, t_max)
-        flow = Flow(score, path, estimate, tuple(x.shape), cond, max_nfe, progress)
-        y = torch.cat([x.flatten(1) * path(0.0).scale, x.new_zeros(len(x), count)], 1)
-        s, y, reason = integrate(flow, y, method, rtol, atol, steps)
-        first, last = path(0.0), path(s)
-        latent = (y[:, :dims] / last.scale).reshape(x.shape)
+        flow = Flow(score, path, estimate, tuple(x.shape), per_sample(cond, x))
+        first = float(path(0.0).scale)
+        y = torch.cat([x.flatten(1) * first, x.new_zeros(len(x), count)], 1)
+        done = integrate(
+            flow, y, method, rtol=rtol, atol=atol, steps=steps, max_nfe=max_nfe, report=progress
+        )
+        last = path(done.s).scale[:, None]
+        latent = (done.y[:, :dims] / last.to(x)).reshape(x.shape)
         # z = scale x, so that log p_x = log p_z + D log scale at either end.
-        deltas = dims * (y[:, dims:] + math.log(first.scale / last.scale))
+        deltas = dims * (done.y[:, dims:] + (first / last).log().to(x))
         delta = deltas.mean(1)
         prior = _terminal_log_prob(sde, latent, t_max, terminal)
         total = prior + delta
         stderr = torch.zeros_like(total)
         if divergence == "hutchinson":
             stderr = deltas.std(1) / count**0.5 if count > 1 else torch.full_like(total, math.nan)
-        converged = not reason and bool(total.isfinite().all())
-        if not converged:
-            lost = torch.full_like(total, math.nan)
-            reason = reason or "the log-likelihood is not finite"
-            total, prior, delta, stderr = lost, lost.clone(), lost.clone(), lost.clone()
-    message = f"{reason or 'ended'} (t={last.t:.6g}, nfe={flow.nfe}, {x.dtype})"
+        failures = dict(done.failures)
+        for item in (~total.isfinite()).nonzero()[:, 0].tolist():
+            failures.setdefault(item, "the log-likelihood is not finite")
+        converged = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        converged[list(failures)] = False
+        total, prior, delta, stderr = (
+            v.masked_fill(~converged, math.nan) for v in (total, prior, delta, stderr)
+        )
+    message = ""
+    if failures:
+        item, reason = min(failures.items())
+        t = float(path.time(done.s[item]))
+        message = f"{reason} (item {item}, t={t:.6g}, nfe={int(done.nfe[item])}, {x.dtype})"
+        message += f", and {len(failures) - 1} more" if len(failures) > 1 else ""
     return LogProb(
         log_prob=total,
         prior=prior,
         delta=delta,
         stderr=stderr,
         latent=latent,
-        nfe=flow.nfe,
+        nfe=done.nfe.to(x.device),
         converged=converged,
         message=message,
         seconds=time.perf_counter() - started,
@@ -217,7 +233,7 @@ def _checked(x: Tensor) -> Tensor:
     finite = x.flatten(1).isfinite().all(1)
     if not bool(finite.all()):
         raise ValueError(f"item {int((~finite).nonzero()[0])} of x is not finite")
-    return x.detach().to(torch.promote_types(x.dtype, torch.float32))
+    return x.detach().to(supported(torch.promote_types(x.dtype, torch.float32), x.device))
 
 
 def _check_times(sde: GaussianSDE, t_min: float, t_max: float) -> None:
@@ -237,10 +253,15 @@ def _estimator(
 ) -> tuple[Divergence, int]:
     """The divergence of a field, and how many separate estimates it gives."""
     if divergence == "exact":
-        return exact, 1
+        return lambda field, z, rows: exact(field, z), 1
     if divergence == "hutchinson":
         directions = draw_probes(x, probes, noise, seed, start_index)
-        return lambda field, z: hutchinson(field, z, directions), probes
+
+        def estimate(field: Field, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+            here = directions if len(z) == len(x) else directions[:, rows]
+            return hutchinson(field, z, here)
+
+        return estimate, probes
     raise unknown("divergence", divergence, ("auto", "exact", "hutchinson"))
 
 

@@ -224,6 +224,10 @@ class Reverse:
         self.nfe = 0
         self._score = score
 
+    def part(self, rows: Tensor) -> Reverse:
+        """The process of some samples of the batch, with a count of its own."""
+        return Reverse(self.sde, self._score, self.eta, select(self.cond, rows))
+
     def score(self, x: Tensor, t: Tensor) -> Tensor:
         """``grad_x log p_t(x)``, one evaluation."""
         self.nfe += 1
@@ -252,3 +256,8 @@ class Reverse:
 def _derivative(fn: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
     """``d fn / dt`` elementwise, by forward-mode automatic differentiation."""
     return torch.func.jvp(fn, (t,), (torch.ones_like(t),))[1]
+
+
+def select(cond: dict[str, Any], rows: Tensor) -> dict[str, Any]:
+    """The conditions of some samples of a batch."""
+    return {k: v[rows] if isinstance(v, Tensor) and v.ndim else v for k, v in cond.items()}

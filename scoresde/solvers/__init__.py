@@ -10,12 +10,14 @@ name                    order      NFE      use
 ``ancestral``           1 (weak)   1        DDPM's posterior
 ``pc``                  1 (weak)   2        a predictor with Langevin corrections (VE)
 ``langevin``            none       1        corrections alone
-``ode``                 adaptive   6        probability-flow ODE on the device
+``runge-kutta``         adaptive   6        probability-flow ODE, each sample at its own pace
+``ode``                 adaptive   6        the same by torchdiffeq, at the pace of the slowest
 ``ode-scipy``           adaptive   6        the same by scipy, in float64: the reference
 ``torchsde``            1 (weak)   1 or 2   the reverse SDE by torchsde
 ======================  =========  =======  ===========================================
 """
 
+from .adaptive import RungeKutta
 from .ancestral import Ancestral, ReverseDiffusion
 from .base import Solution, Solver
 from .ddim import DDIM
@@ -36,6 +38,7 @@ __all__ = [
     "Langevin",
     "ODEScipy",
     "ReverseDiffusion",
+    "RungeKutta",
     "Solution",
     "Solver",
     "TorchSDE",

@@ -29,13 +29,16 @@ Callback = Callable[[int, float, Tensor], None]
 class Solution(NamedTuple):
     """Where a solver arrived.
 
-    ``t`` is the target unless the solver gave up on the way, and ``message`` then says why.
+    ``t`` is the target unless the solver gave up on the way, and ``message`` then says why. A
+    solver whose steps differ between samples gives ``t``, where that does, and ``nfe``, as
+    tensors of shape ``(B,)``; otherwise the reversed process has counted its evaluations.
     """
 
     x: Tensor
-    t: float
+    t: float | Tensor
     converged: bool = True
     message: str = ""
+    nfe: Tensor | None = None
 
 
 @dataclass(frozen=True)

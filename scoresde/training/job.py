@@ -143,8 +143,8 @@ class LikelihoodConfig:
     divergence: str = "auto"
     probes: int = 1
     method: str = "dopri5"
-    rtol: float = 5e-5
-    atol: float = 5e-5
+    rtol: float = 1e-5
+    atol: float = 1e-5
     seed: int = 0
 
     def __post_init__(self) -> None:

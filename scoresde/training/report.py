@@ -69,7 +69,7 @@ def finish(
         **figures,
         "sampling": {
             "count": len(drawn.x),
-            "nfe": drawn.nfe,
+            "nfe": drawn.mean_nfe,
             "seconds": drawn.seconds,
             "converged": drawn.converged,
             "solver": drawn.solver,

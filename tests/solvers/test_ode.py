@@ -8,7 +8,7 @@ from scoresde import solvers
 from scoresde.noise import KeyedNoise
 
 ADAPTIVE = [solvers.ODE(m) for m in solvers.ODE.methods] + [
-    solvers.ODEScipy(m) for m in solvers.ODEScipy.methods
+    kind(m) for kind in (solvers.ODEScipy, solvers.RungeKutta) for m in kind.methods
 ]
 ENDS = torch.tensor([1.0, 1e-3], dtype=torch.float64)
 
