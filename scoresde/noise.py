@@ -17,6 +17,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from .precision import widest
+
 _MASK = 0xFFFFFFFF
 
 
@@ -74,7 +76,7 @@ class KeyedNoise:
     ) -> Tensor:
         """Standard normal draws of ``shape = (B, ...)``."""
         device = torch.device(device or "cpu")
-        work = torch.device("cpu") if device.type == "mps" else device  # no float64 there
+        work = device if widest(device) == torch.float64 else torch.device("cpu")
         dims, count = self._dims(shape)
         uniform = (self._words(shape[0], count, work).double() + 0.5) / 2**32
         radius = (-2 * uniform[:, : count // 2].log()).sqrt()

@@ -16,6 +16,7 @@ from . import grids, solvers
 from .config import ConfigError, build, describe
 from .model import evaluating, home, per_sample
 from .noise import KeyedNoise
+from .precision import supported
 from .sde.base import SDE, as_time
 from .solvers.base import Callback, Solver
 
@@ -232,10 +233,12 @@ def _initial(
         raise ValueError("sample needs a shape (B, *item) or a state x_T")
     if len(shape) < 2 or min(shape) < 1:
         raise ValueError(f"sample needs a shape (B, *item) without empty axes, got {tuple(shape)}")
+    device = device or own_device
+    dtype = supported(dtype, device)
     if x_T is None:
-        x = sde.prior_sample(tuple(shape), noise, device=device or own_device, dtype=dtype)
+        x = sde.prior_sample(tuple(shape), noise, device=device, dtype=dtype)
     else:
-        x = x_T.detach().to(device or own_device, dtype)
+        x = x_T.detach().to(device, dtype)
     noise.draw = max(noise.draw, 1)  # the first draw is the prior's, used or not
     return x
 

@@ -232,7 +232,9 @@ def _row(
     row = replace(row, **measured)
     if truth is None or solver.stochastic:
         return row
-    return replace(row, endpoint_rms=float((found.x - truth).double().square().mean().sqrt()))
+    return replace(
+        row, endpoint_rms=float((found.x - truth).cpu().double().square().mean().sqrt())
+    )
 
 
 def _plan(wanted: Iterable[Any], steps: Sequence[int]) -> list[tuple[Solver, int | None]]:

@@ -218,16 +218,16 @@ def exact_case(
     name: str, dim: int, samples: int, seed: int, device: torch.device
 ) -> tuple[Any, Target, dict[str, Any]]:
     """The score of the mixture, its target, and what to call them."""
-    import torch
 
     from .. import sde
     from ..bench import Target, mixture
     from ..config import build, describe
+    from ..precision import widest
 
     process = build(name, sde, "sde")
     law = mixture(dim)
     # The target is computed on the CPU; not every accelerator has float64.
-    dtype = torch.float32 if device.type == "mps" else torch.float64
+    dtype = widest(device)
     score = law.to(device, dtype).score(process)
     described = describe(process)
     entries = "1 dimension" if dim == 1 else f"{dim} dimensions"

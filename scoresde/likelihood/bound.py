@@ -31,6 +31,7 @@ from torch import Tensor
 from ..config import unknown
 from ..model import evaluating
 from ..noise import KeyedNoise
+from ..precision import supported, widest
 from ..sde.base import GaussianSDE, as_time, match
 from .divergence import LIKELIHOOD_DRAW
 
@@ -222,7 +223,7 @@ class _Chain:
         """Time of the grid: ``()`` for one step, else ``(B, 1, ..., 1)`` beside the data."""
         if i.ndim == 0:
             return self.times[i]
-        return as_time(self.times[i].to(self.x0.device), self.x0)
+        return as_time(self.times[i].to(self.x0.device, widest(self.x0.device)), self.x0)
 
     def _noises(self, t: Tensor, i: Tensor) -> tuple[Tensor, Tensor]:
         """``eps`` of step ``i``, the same whichever steps are evaluated, and ``eps_hat``."""
@@ -245,9 +246,9 @@ def _checked(x0: Tensor, levels: int | None) -> Tensor:
         )
     if not bool(x0.isfinite().all()):
         raise ValueError("x0 is not finite")
-    x0 = x0.detach().to(torch.promote_types(x0.dtype, torch.float32))
+    x0 = x0.detach().to(supported(torch.promote_types(x0.dtype, torch.float32), x0.device))
     if levels is not None:
-        k = (x0.double() + WIDTH / 2) * levels / WIDTH - 0.5
+        k = (x0.to(widest(x0.device)) + WIDTH / 2) * levels / WIDTH - 0.5
         if levels < 2 or not bool(((k - k.round().clamp(0, levels - 1)).abs() < 0.01).all()):
             raise ValueError(
                 f"x0 does not lie on the centres of {levels} bins of [-1, 1]: "

@@ -145,9 +145,9 @@ class _Common:
             return torch.as_tensor(flat).reshape(y.shape).to(y)
 
         solver = getattr(scipy_integrate, SCIPY[method])(
-            lambda s, flat: self(torch.tensor(s), to_state(flat)).flatten().double().cpu().numpy(),
+            lambda s, flat: self(torch.tensor(s), to_state(flat)).flatten().cpu().double().numpy(),
             0.0,
-            y.flatten().double().cpu().numpy(),
+            y.flatten().cpu().double().numpy(),
             1.0,
             rtol=rtol,
             atol=atol,

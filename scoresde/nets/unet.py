@@ -107,7 +107,8 @@ class UNet(nn.Module):
             middle of the network.
         head_dim: channels of an attention head.
         dropout: rate of dropout within the residual blocks.
-        fourier: powers n of the input features sin, cos of 2^n pi x; () for none.
+        fourier: powers n of the input features sin, cos of 2^n pi x, damped by the noise, whose
+            level relative to the data is ``exp(4 c_noise)``; () for none.
         num_classes: number of classes of ``y``, None for an unconditional network.
     """
 
@@ -198,7 +199,7 @@ class UNet(nn.Module):
         if any(missing):
             x = functional.pad(x, [p for m in reversed(missing) for p in (m // 2, m - m // 2)])
 
-        h = self.stem(fourier_features(x, self.fourier))
+        h = self.stem(fourier_features(x, torch.exp(4 * c_noise), self.fourier))
         skips = [h]
         for level, stages in enumerate(self.down):
             if level:

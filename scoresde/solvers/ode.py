@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..config import unknown
 from ..noise import NoiseSource
+from ..precision import tolerance, widest
 from ..sde.base import Reverse, as_time
 from .base import Callback, Solution, Solver, non_finite
 
@@ -135,7 +136,8 @@ class ODE(AdaptiveODE):
         from torchdiffeq import odeint
 
         self.check(reverse)
-        clock = torch.float32 if x.device.type == "mps" else torch.float64  # float64: not there
+        clock = widest(x.device)
+        rtol, atol = tolerance(self.rtol, x.dtype), tolerance(self.atol, x.dtype)
         ends = times[[0, -1]].to(x.device, clock)
         field = self._field(reverse, times)
         end = float(times[-1])
@@ -155,7 +157,7 @@ class ODE(AdaptiveODE):
         options = {"norm": _worst, "step_t": ends[-1:], "dtype": clock}
         try:
             state = odeint(
-                field, x, ends, rtol=self.rtol, atol=self.atol, method=self.method, options=options
+                field, x, ends, rtol=rtol, atol=atol, method=self.method, options=options
             )[-1]
         except _SpentError:
             return self._spent(state, at, end)
@@ -205,9 +207,9 @@ class ODEScipy(AdaptiveODE):
             return torch.from_numpy(y).reshape(x.shape).to(x)
 
         def flat(t: float, y: Any) -> Any:
-            return field(as_time(t), back(y)).flatten().double().cpu().numpy()
+            return field(as_time(t), back(y)).flatten().cpu().double().numpy()
 
-        y, t, steps = x.flatten().double().cpu().numpy(), start, 0
+        y, t, steps = x.flatten().cpu().double().numpy(), start, 0
         try:
             method = getattr(integrate, self.method)(
                 flat, start, y, end, rtol=self.rtol, atol=self.atol

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .. import config
 from ..model import Score
+from ..precision import widest
 from ..sde.base import as_time
 from . import times as times_room
 from . import weights as weights_room
@@ -71,8 +72,7 @@ class DSM:
             eps = torch.randn(x0.shape, generator=generator, device=home, dtype=x0.dtype)
             eps = eps.to(x0.device)
         factor = (self.weight(model.sde, time) * correction).to(x0.device, x0.dtype)
-        precise = torch.float64 if x0.device.type != "mps" else torch.float32
         if time.ndim:
-            time = as_time(time, x0).to(x0.device, precise)
+            time = as_time(time, x0).to(x0.device, widest(x0.device))
         error = model.noise(model.sde.perturb(x0, time, eps), time, **cond) - eps
         return factor * error.flatten(1).square().sum(1)

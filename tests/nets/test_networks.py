@@ -83,11 +83,22 @@ def test_presets_grow():
 
 def test_fourier_features_separate_grey_levels():
     levels = (torch.arange(256.0) + 0.5) / 128 - 1
-    features = fourier_features(levels.reshape(1, 1, 256), (6, 7))[0].T
+    features = fourier_features(levels.reshape(1, 1, 256), torch.zeros(1), (6, 7))[0].T
     distance = torch.cdist(features[:, 1:], features[:, 1:])
     neighbours = distance.diagonal(1)
     assert features.shape == (256, 5)
     assert neighbours.min() > 1  # grey levels differ by 1/128 in x, by more than 1 in the features
+
+
+def test_fourier_features_keep_what_the_noise_leaves():
+    """Of a wave of noisy data, its mean over the noise."""
+    x0, noise = torch.tensor(0.3), torch.tensor([0.0, 0.05, 0.5])
+    eps = torch.randn(100_000, generator=torch.Generator().manual_seed(0))
+    waves = fourier_features(x0.expand(3, 1, 1), noise, (2,))[:, 1:, 0]
+    angle = 4 * torch.pi * (x0 + noise[:, None] * eps)
+    mean = torch.stack([angle.sin().mean(1), angle.cos().mean(1)], 1)
+    torch.testing.assert_close(waves, mean, rtol=0, atol=0.01)
+    assert waves[2].abs().max() < 1e-6
 
 
 def test_noise_embedding_tells_neighbours_apart_in_half_precision():
