@@ -2,15 +2,14 @@ r"""Convergence of a solver, measured where the truth is known, without Monte Ca
 
 Deterministic methods follow a trajectory: their error is the distance to a tight solution of the
 probability-flow ODE in other variables. Stochastic ones sample a law: on Gaussian data with the
-exact score every step is affine in state and noise, ``x_s = A x + b + C z``; probing it with
-chosen states and noise gives ``A``, ``b`` and ``C``, and with them the exact mean and covariance
-of what the scheme samples, whose distance to the marginal is the weak error.
+exact score a scheme is affine in its start and its draws, ``x = A x_T + b + sum_i C_i z_i``; one
+run of unit starts and unit draws gives ``A``, ``b`` and ``C``, and with them the exact mean and
+covariance of what the scheme samples, whose distance to the marginal is the weak error.
 """
 
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -21,12 +20,13 @@ from ..sde.base import GaussianSDE, ScoreFn
 from ..solvers.base import Solver
 
 
-class GivenNoise(KeyedNoise):
-    """Noise that is given, not drawn."""
+class UnitNoise(KeyedNoise):
+    """Noise that is one in a single entry of each row: row ``i d + j`` in entry j of draw i."""
 
-    def __init__(self, rows: Tensor) -> None:
+    def __init__(self, others: int) -> None:
         super().__init__(0)
-        self.rows = rows
+        self.others = others
+        """Rows that get no noise, before those that do."""
 
     def normal(
         self,
@@ -34,10 +34,14 @@ class GivenNoise(KeyedNoise):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> Tensor:
-        """The given rows."""
-        if tuple(shape) != tuple(self.rows.shape):
-            raise ValueError(f"noise of shape {tuple(self.rows.shape)} was given, not {shape}")
-        return self.rows.to(device, dtype)
+        """The next draw."""
+        rows, d = shape
+        noise = torch.zeros(rows, d, device=device, dtype=dtype)
+        start = self.others + self.draw * d
+        if start < rows:
+            noise[start : start + d] = torch.eye(d, device=device, dtype=dtype)
+        self.draw += 1
+        return noise
 
 
 class GaussianData:
@@ -62,24 +66,24 @@ class GaussianData:
         return score
 
     def sampled(self, solver: Solver, sde: GaussianSDE, times: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and covariance of what a one-step scheme gives from the exact ``p_t`` at its start.
+        """Mean and covariance of what a scheme gives from the exact ``p_t`` at its start.
 
         Args:
-            solver: the scheme; its step draws noise at most once.
+            solver: the scheme.
             sde: the process.
             times: decreasing, ``(steps + 1,)``.
         """
         reverse = sde.reverse(self.score(sde), eta=solver.eta)
         d = len(self.mean)
-        eye = torch.eye(d, dtype=torch.float64)
-        probes = torch.cat([torch.zeros(1, d).double(), eye, torch.zeros(d, d).double()])
-        noise = GivenNoise(torch.cat([torch.zeros(1 + d, d).double(), eye]))
+        eye, none = torch.eye(d, dtype=torch.float64), torch.zeros(1, d, dtype=torch.float64)
+        count = UnitNoise(1)
+        solver.integrate(reverse, none, times, count)  # to learn how many draws it makes
+        probes = torch.cat([none, eye, none.expand(count.draw * d, d)])
+        out = solver.integrate(reverse, probes, times, UnitNoise(1 + d)).x
+        b, columns = out[0], (out[1:] - out[0]).T
+        a, c = columns[:, :d], columns[:, d:]
         mean, covariance = self.marginal(sde, times[0])
-        for t, s in pairwise(times):
-            out, _ = solver.step(reverse, probes, t, s, noise, None)
-            b, a, c = out[0], (out[1 : d + 1] - out[0]).T, (out[d + 1 :] - out[0]).T
-            mean, covariance = a @ mean + b, a @ covariance @ a.T + c @ c.T
-        return mean, covariance
+        return a @ mean + b, a @ covariance @ a.T + c @ c.T
 
     def weak_error(self, solver: Solver, sde: GaussianSDE, times: Tensor) -> float:
         """Largest error of mean and covariance in units of the exact standard deviations."""

@@ -21,25 +21,46 @@ from .adaptive import RungeKutta
 from .ancestral import Ancestral, ReverseDiffusion
 from .base import Solution, Solver
 from .ddim import DDIM
+from .dpm import DPM2S, DPM3S, DPMpp2M, DPMpp2S, DPMpp3M, SDEDPMpp2M
+from .edm import EDM
 from .euler import EulerMaruyama
 from .heun import Heun
 from .langevin import Langevin
+from .linear import DEIS, LMS, VAB
+from .multistep import Multistep
 from .ode import ODE, ODEScipy
 from .pc import PC
+from .pndm import PNDM
+from .sa import SASolver
 from .sde_torch import TorchSDE
+from .unipc import UniPC
 
 __all__ = [
     "DDIM",
+    "DEIS",
+    "DPM2S",
+    "DPM3S",
+    "EDM",
+    "LMS",
     "ODE",
     "PC",
+    "PNDM",
+    "VAB",
     "Ancestral",
+    "DPMpp2M",
+    "DPMpp2S",
+    "DPMpp3M",
     "EulerMaruyama",
     "Heun",
     "Langevin",
+    "Multistep",
     "ODEScipy",
     "ReverseDiffusion",
     "RungeKutta",
+    "SASolver",
+    "SDEDPMpp2M",
     "Solution",
     "Solver",
     "TorchSDE",
+    "UniPC",
 ]

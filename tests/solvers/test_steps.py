@@ -9,8 +9,10 @@ from scoresde import config, grids, solvers
 from scoresde.noise import KeyedNoise
 from scoresde.parameterization import X0, Eps, Karras, RawScore, V
 from scoresde.sde.base import as_time
+from scoresde.solvers.dpm import Singlestep
 
-NAMES = list(config.names(solvers))
+CLASSES = config.names(solvers)
+NAMES = list(CLASSES)
 STEPPED = [n for n in NAMES if config.names(solvers)[n].default_steps is not None]
 T, S = torch.tensor(0.6, dtype=torch.float64), torch.tensor(0.5, dtype=torch.float64)
 
@@ -29,8 +31,9 @@ def state(seed=0, shape=(4, 2)):
 
 
 def test_names():
-    expected = "ancestral ddim euler-maruyama heun langevin ode ode-scipy pc reverse-diffusion "
-    assert sorted(NAMES) == (expected + "runge-kutta torchsde").split()
+    expected = "ancestral ddim deis dpm-2s dpm-3s dpmpp-2m dpmpp-2s dpmpp-3m edm euler-maruyama"
+    expected += " heun langevin lms multistep ode ode-scipy pc pndm reverse-diffusion runge-kutta"
+    assert sorted(NAMES) == (expected + " sa sde-dpmpp-2m torchsde unipc vab").split()
     assert config.describe(solvers.PC())["predictor"] == {"name": "reverse-diffusion"}
     assert build(**config.describe(solvers.PC())) == solvers.PC()
 
@@ -262,7 +265,19 @@ def test_items_of_any_shape(name):
     assert out.x.dtype == torch.float32
 
 
-@pytest.mark.parametrize("name", [n for n in STEPPED if n != "torchsde"])
+ONE_TIME = (solvers.Multistep, Singlestep)
+OWN_TIMES = [n for n in STEPPED if n != "torchsde" and not issubclass(CLASSES[n], ONE_TIME)]
+
+
+@pytest.mark.parametrize("name", [n for n in STEPPED if issubclass(CLASSES[n], ONE_TIME)])
+def test_a_time_for_each_sample_is_refused(mixture, name):
+    times = torch.tensor([[0.9], [0.6]], dtype=torch.float64)
+    reverse = sd.VP().reverse(mixture.score(sd.VP()), eta=0.0)
+    with pytest.raises(ValueError, match="one time for the batch"):
+        build(name).step(reverse, state(shape=(2, 2)), times, times / 2, KeyedNoise(0), None)
+
+
+@pytest.mark.parametrize("name", OWN_TIMES)
 def test_a_time_for_each_sample(mixture, name):
     """Steps take ``t`` of shape (B, 1), and then each sample goes its own way."""
     sde, solver = sd.VP(), build(name)

@@ -1,0 +1,48 @@
+r"""Adams-Bashforth methods in the two variables whose ODE is already linear in its clock.
+
+    LMS:  d(x/alpha)/dq = eps_hat,    q = sigma/alpha
+    VAB:  dz/dth = v,                 z = x/sqrt(alpha^2 + sigma^2),  th = atan q
+
+Sources: Score-Based Generative Modeling through Stochastic Differential Equations (Song et al.,
+2021), https://arxiv.org/abs/2011.13456, for the ODE; Progressive Distillation for Fast Sampling of
+Diffusion Models (Salimans & Ho, 2022), https://arxiv.org/abs/2202.00512, for ``v``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .multistep import Multistep
+
+
+@dataclass(frozen=True)
+class LMS(Multistep):
+    """Linear multistep method for the noise in ``q = sigma/alpha``, of order ``points``."""
+
+    variable: str = "noise"
+    points: int = 4
+    coordinate: str = "kappa"
+
+
+@dataclass(frozen=True)
+class VAB(Multistep):
+    """Adams-Bashforth method for the velocity in the angle, of order ``points``."""
+
+    variable: str = "velocity"
+    points: int = 3
+    coordinate: str = "kappa"
+
+
+@dataclass(frozen=True)
+class DEIS(Multistep):
+    """tAB-DEIS: the noise as a polynomial in ``t``, exactly integrated; order ``points``.
+
+    ``coordinate="kappa"`` is rhoAB-DEIS.
+
+    Source: Fast Sampling of Diffusion Models with Exponential Integrator (Zhang & Chen, 2023),
+    https://arxiv.org/abs/2204.13902.
+    """
+
+    variable: str = "noise"
+    points: int = 4
+    coordinate: str = "t"
