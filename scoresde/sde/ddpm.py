@@ -78,6 +78,16 @@ class DDPM(GaussianSDE):
         """``sqrt(1 - alpha^2)``."""
         return (-torch.expm1(2 * self.log_alpha(t))).sqrt()
 
+    def time(self, log_snr: float | Tensor) -> Tensor:
+        """The inverse: ``log alpha = -log(1 + e^(-2 log_snr))/2``, looked up in the table."""
+        log_snr = as_time(log_snr)
+        log_alpha = -torch.nn.functional.softplus(-2 * log_snr) / 2
+        table = self._log_alphas.to(log_alpha.device, log_alpha.dtype)
+        index = torch.searchsorted(-table, -log_alpha.contiguous(), right=True) - 1
+        index = index.clamp(0, self.num_steps - 1)
+        part = (log_alpha - table[index]) / (table[index + 1] - table[index])
+        return ((index + part) / self.num_steps).clamp(0, self.t_max)
+
     def drift_rate(self, t: float | Tensor) -> Tensor:
         """``N log(1 - beta_i)/2``, constant on each interval."""
         t = as_time(t)

@@ -191,7 +191,8 @@ class Multistep(Solver):
         at = start.logsnr + span * nodes
         mass = span * factors * density(self.variable, at, end, tau)
         place = torch.stack([self.place(item.logsnr, item.t) for item in levels])
-        return list(lagrange(place, self.place(at, sde.time(at))) @ mass)
+        t = sde.time(at) if self.coordinate == "t" else at
+        return list(lagrange(place, self.place(at, t)) @ mass)
 
     def place(self, logsnr: Tensor, t: Tensor) -> Tensor:
         """The coordinate of the polynomial."""
