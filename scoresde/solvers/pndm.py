@@ -45,7 +45,6 @@ class PNDM(Solver):
     order: ClassVar[float] = 1.0
     stochastic: ClassVar[bool] = False
     default_steps: ClassVar[int | None] = 50
-    default_grid: ClassVar[str | None] = "uniform"
 
     def __post_init__(self) -> None:
         if not 1 <= self.points <= 4:
