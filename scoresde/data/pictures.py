@@ -125,7 +125,7 @@ def decode_all(pictures: Sequence[Picture], size: int | None) -> Tensor:
 
 def _decode(picture: Picture, size: int | None) -> np.ndarray:
     """One picture as `(H, W)` if it is grey, else `(H, W, 3)`; of an animation, the first."""
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     name, read = picture
     try:
@@ -142,5 +142,7 @@ def _decode(picture: Picture, size: int | None) -> np.ndarray:
             return np.asarray(image)
     except DataError:
         raise
+    except UnidentifiedImageError as error:  # its text names a buffer, not the file
+        raise DataError(f"{name}: cannot be read as a picture: no known format") from error
     except Exception as error:  # codecs raise whatever they like
         raise DataError.caused(f"{name}: cannot be read as a picture", error) from error

@@ -4,7 +4,21 @@
 name                    order      NFE      use
 ======================  =========  =======  ===========================================
 ``heun``                2          2        few steps, any process
+``edm``                 2          2        the same with churn, EDM's algorithm 2
 ``ddim``                1          1        few steps, or stochastic with ``eta > 0``
+``dpmpp-2m``            2          1        few steps; the denoised state in the log-SNR
+``dpmpp-3m``            3          1        the same through three values
+``unipc``               4          1        the same with a corrector that costs nothing
+``deis``                4          1        the noise as a polynomial in t
+``lms``                 4          1        the noise as a polynomial in sigma/alpha
+``vab``                 3          1        the velocity as a polynomial in the angle
+``pndm``                1          1        the noise by constant weights
+``multistep``           any        1        any variable, coordinate, order and corrector
+``dpm-2s``              2          2        DPM-Solver: evaluations within the step
+``dpm-3s``              3          3        the same, two of them
+``dpmpp-2s``            2          2        the same for the denoised state
+``sde-dpmpp-2m``        2 (weak)   1        the reverse SDE through two denoised states
+``sa``                  2 (weak)   1        noise between two levels, with a corrector
 ``euler-maruyama``      1 (weak)   1        the reverse SDE as it stands
 ``reverse-diffusion``   1 (weak)   1        the same, with exact transition coefficients
 ``ancestral``           1 (weak)   1        DDPM's posterior
