@@ -40,6 +40,10 @@ class Point(NamedTuple):
     sin: Tensor
     rate: Tensor
 
+    def velocity(self, eps: Tensor, z: Tensor | float) -> Tensor:
+        """``dz/ds``; with the divergence of ``eps`` a dimension and 1, that of its divergence."""
+        return (eps - self.sin * z) * self.rate
+
     def beside(self, x: Tensor) -> Point:
         """The same where it broadcasts against ``x (B, *shape)``.
 

@@ -17,6 +17,11 @@ WITHOUT_FLOAT64 = ("mps",)
 """Kinds of devices that compute in float32 at best."""
 
 
+def name_of(dtype: torch.dtype) -> str:
+    """``"float32"`` and the like."""
+    return str(dtype).removeprefix("torch.")
+
+
 def widest(device: torch.device) -> torch.dtype:
     """The most precise type of a device: float64, or float32 where it has none."""
     return torch.float32 if device.type in WITHOUT_FLOAT64 else torch.float64
@@ -39,9 +44,8 @@ def tolerance(value: float, dtype: torch.dtype) -> float:
     """``value``, or the floor of ``dtype`` with a warning where it is smaller."""
     floor = FLOOR[dtype]
     if value < floor:
-        name = str(dtype).removeprefix("torch.")
         warnings.warn(
-            f"a tolerance of {value:g} is below what {name} resolves: {floor:g} is used"
+            f"a tolerance of {value:g} is below what {name_of(dtype)} resolves: {floor:g} is used"
             + ("; a float64 state resolves more" if dtype == torch.float32 else ""),
             stacklevel=3,
         )

@@ -42,8 +42,13 @@ def test_a_model_has_learned(name):
 
 def test_likelihood_of_held_out_digits():
     model, data = sd.load("zoo:digits"), heldout("digits")
-    found = dataset_log_prob(model, data, items=16, rtol=1e-3, atol=1e-3)
+    done: list[int] = []
+    found = dataset_log_prob(
+        model, data, items=16, batch=10, rtol=1e-3, atol=1e-3, progress=done.append
+    )
     assert found.converged
+    assert sum(done) == 16
+    assert len(done) > 2  # within a batch, too
     assert 1.5 < float(found.bits_per_dim.mean()) < 2.4  # log2(17) = 4.09 knows nothing
 
 

@@ -16,6 +16,7 @@ from ..config import build, class_name
 from ..model import home
 from ..noise import KeyedNoise
 from ..sampling import Samples, join, sample
+from ..sde.base import select
 from ..solvers.base import Solver
 from .target import Target
 
@@ -174,7 +175,7 @@ class _Runner:
         parts = []
         for first in range(0, len(self.start), self.batch):
             rows = slice(first, first + self.batch)
-            cond = {k: v[rows] if _per_sample(v) else v for k, v in self.cond.items()}
+            cond = select(self.cond, rows)
             parts.append(
                 sample(
                     self.score, x_T=self.start[rows], solver=solver, steps=steps, grid=grid,
@@ -185,9 +186,8 @@ class _Runner:
 
     def warm_up(self) -> None:
         """One step of the first batch, so that nothing timed loads libraries or kernels."""
-        first = replace(self, start=self.start[: self.batch], cond={
-            k: v[: self.batch] if _per_sample(v) else v for k, v in self.cond.items()
-        })  # fmt: skip
+        rows = slice(self.batch)
+        first = replace(self, start=self.start[rows], cond=select(self.cond, rows))
         first(room.DDIM(), 1, None)
 
     def endpoint(self, solver: Solver) -> Tensor:
@@ -250,10 +250,6 @@ def _plan(wanted: Iterable[Any], steps: Sequence[int]) -> list[tuple[Solver, int
         counts = dict.fromkeys(steps) if solver.default_steps is not None else (None,)
         plan += [(solver, count) for count in counts]
     return plan
-
-
-def _per_sample(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.ndim > 0
 
 
 def _cost(solver: Solver, steps: int | None) -> int:

@@ -16,10 +16,6 @@ Divergence = Callable[[Callable[[Tensor], Tensor], Tensor, Tensor], tuple[Tensor
 """``(f(z), div f (b, k))`` of a field at ``z``, for the given rows of the batch."""
 
 
-class Halt(Exception):  # noqa: N818 (an end, not an error)
-    """The solve cannot go on; the message says why."""
-
-
 class Flow:
     """Right-hand side of the ODE for the state ``y = (z, delta/D)`` of shape ``(B, D + k)``.
 
@@ -57,8 +53,8 @@ class Flow:
             return -p.sigma * self._score(z / p.scale, p.t, **cond)
 
         eps, div = self._divergence(noise, z, rows)
-        velocity = ((eps - p.sin * z) * p.rate).flatten(1)
-        return torch.cat([velocity, (div / self.dims - flat.sin) * flat.rate], 1).to(y.dtype)
+        moved, grown = p.velocity(eps, z), flat.velocity(div / self.dims, 1.0)
+        return torch.cat([moved.flatten(1), grown], 1).to(y.dtype)
 
     def norm(self, y: Tensor) -> Tensor:
         """Size of each row, ``(b,)``: RMS of its state, or its largest divergence if larger."""

@@ -27,8 +27,9 @@ from torch import Tensor
 from ..config import unknown
 from ..model import evaluating, per_sample
 from ..path import Path
-from ..precision import supported
+from ..precision import name_of, supported
 from ..sde.base import GaussianSDE
+from ..solvers.runge_kutta import first_of
 from .divergence import Field, draw_probes, exact, hutchinson
 from .field import Divergence, Flow
 from .integrate import check, integrate
@@ -192,10 +193,9 @@ def log_prob(
         )
     message = ""
     if failures:
-        item, reason = min(failures.items())
-        t = float(path.time(done.s[item]))
-        message = f"{reason} (item {item}, t={t:.6g}, nfe={int(done.nfe[item])}, {x.dtype})"
-        message += f", and {len(failures) - 1} more" if len(failures) > 1 else ""
+        item, reason = first_of(failures)
+        t, nfe = float(path.time(done.s[item])), int(done.nfe[item])
+        message = f"{reason} (item {item}, t={t:.6g}, nfe={nfe}, {name_of(x.dtype)})"
     return LogProb(
         log_prob=total,
         prior=prior,

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ..config import unknown
 from ..precision import tolerance, widest
-from ..solvers.runge_kutta import PAIRS, SPENT, Solved, solve
-from .field import Flow, Halt
+from ..solvers.runge_kutta import NOT_FINITE, PAIRS, SPENT, TOO_SMALL, Solved, solve
+from .field import Flow
 
 PER_SAMPLE = tuple(PAIRS)
 FIXED = ("euler", "midpoint", "heun2", "heun3", "rk4")
@@ -24,6 +24,11 @@ TORCHDIFFEQ = tuple(
 )
 SCIPY = {"scipy-rk45": "RK45", "scipy-dop853": "DOP853"}
 METHODS = (*PER_SAMPLE, *FIXED, *TORCHDIFFEQ, *SCIPY)
+
+
+class Halt(Exception):  # noqa: N818 (an end, not an error)
+    """The solve cannot go on; the message says why."""
+
 
 Report = Callable[[float, float, int], None]
 """``report(fraction, t, nfe)``: how far the samples are on average, and what they have cost."""
@@ -84,7 +89,7 @@ class _Common:
         finite = out.isfinite().all(1)
         if not bool(finite.all()):
             raise Halt(
-                f"the right-hand side is not finite at t={float(self.flow.path.time(s)):.6g} "
+                f"{NOT_FINITE} at t={float(self.flow.path.time(s)):.6g} "
                 f"for item {int((~finite).nonzero()[0])}"
             )
         return out
@@ -111,7 +116,7 @@ class _Common:
         except AssertionError as error:  # this is how torchdiffeq gives up
             if not str(error).startswith(("underflow in dt", "non-finite values")):
                 raise
-            reason = "the step fell below what the tolerances can use"
+            reason = TOO_SMALL
         return Solved(
             torch.full((len(y),), self.s, dtype=torch.float64),
             self.y,

@@ -258,6 +258,6 @@ def _derivative(fn: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
     return torch.func.jvp(fn, (t,), (torch.ones_like(t),))[1]
 
 
-def select(cond: dict[str, Any], rows: Tensor) -> dict[str, Any]:
+def select(cond: dict[str, Any], rows: Tensor | slice) -> dict[str, Any]:
     """The conditions of some samples of a batch."""
     return {k: v[rows] if isinstance(v, Tensor) and v.ndim else v for k, v in cond.items()}

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from ..noise import NoiseSource
 from ..path import Path
-from ..precision import tolerance, widest
+from ..precision import name_of, tolerance, widest
 from ..sde.base import Reverse
 from .base import Callback, Solution
 from .ode import AdaptiveODE
-from .runge_kutta import PAIRS, Solved, solve
+from .runge_kutta import PAIRS, Solved, first_of, solve
 
 FIRST_STEP = 0.05
 """First step that is tried, as a fraction of the way: the state is still nearly white noise."""
@@ -62,7 +62,7 @@ class RungeKutta(AdaptiveODE):
             z = y.reshape(-1, *x.shape[1:])
             p = path(s).beside(z)
             eps = reverse.part(rows).noise(z / p.scale, p.t)
-            return ((eps - p.sin * z) * p.rate).flatten(1).to(y.dtype)
+            return p.velocity(eps, z).flatten(1).to(y.dtype)
 
         def state(done: Solved) -> Tensor:
             return done.y.reshape(x.shape) / path(done.s).beside(x).scale
@@ -91,8 +91,7 @@ class RungeKutta(AdaptiveODE):
         arrived, nfe = state(done), done.nfe.to(x.device)
         if not done.failures:
             return Solution(arrived, end, nfe=nfe)
-        t, (item, reason) = path.time(done.s), min(done.failures.items())
-        more = f", and {len(done.failures) - 1} more" if len(done.failures) > 1 else ""
-        where = f"t={float(t[item]):.6g}, short of t={end:.6g}, in {str(x.dtype)[6:]}"
-        message = f"sample {item} stopped at {where}: {reason}{more}"
+        t, (item, reason) = path.time(done.s), first_of(done.failures)
+        where = f"t={float(t[item]):.6g}, short of t={end:.6g}, in {name_of(x.dtype)}"
+        message = f"sample {item} stopped at {where}: {reason}"
         return Solution(arrived, t.to(x.device, widest(x.device)), False, message, nfe)

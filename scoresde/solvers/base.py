@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..noise import NoiseSource, normal
+from ..precision import name_of
 from ..sde.base import Reverse
 
 Callback = Callable[[int, float, Tensor], None]
@@ -142,8 +143,7 @@ class Solver(ABC):
 def non_finite(x: Tensor, t: float, step: int, steps: int | None = None) -> str:
     """The message for a state that is no longer finite."""
     of = f" of {steps}" if steps else ""
-    dtype = str(x.dtype).removeprefix("torch.")
-    return f"non-finite values from step {step}{of} on, at t={t:.6g}, in {dtype}"
+    return f"non-finite values from step {step}{of} on, at t={t:.6g}, in {name_of(x.dtype)}"
 
 
 def gaussian(x: Tensor, noise: NoiseSource | None) -> Tensor:

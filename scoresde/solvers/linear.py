@@ -10,7 +10,7 @@ Diffusion Models (Salimans & Ho, 2022), https://arxiv.org/abs/2202.00512, for ``
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .multistep import Multistep
 
@@ -19,18 +19,22 @@ from .multistep import Multistep
 class LMS(Multistep):
     """Linear multistep method for the noise in ``q = sigma/alpha``, of order ``points``."""
 
-    variable: str = "noise"
+    variable: str = field(default="noise", init=False, repr=False)
     points: int = 4
-    coordinate: str = "kappa"
+    corrector: int = field(default=0, init=False, repr=False)
+    coordinate: str = field(default="kappa", init=False, repr=False)
+    line: str = field(default="exact", init=False, repr=False)
 
 
 @dataclass(frozen=True)
 class VAB(Multistep):
     """Adams-Bashforth method for the velocity in the angle, of order ``points``."""
 
-    variable: str = "velocity"
+    variable: str = field(default="velocity", init=False, repr=False)
     points: int = 3
-    coordinate: str = "kappa"
+    corrector: int = field(default=0, init=False, repr=False)
+    coordinate: str = field(default="kappa", init=False, repr=False)
+    line: str = field(default="exact", init=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ class DEIS(Multistep):
     https://arxiv.org/abs/2204.13902.
     """
 
-    variable: str = "noise"
+    variable: str = field(default="noise", init=False, repr=False)
     points: int = 4
+    corrector: int = field(default=0, init=False, repr=False)
     coordinate: str = "t"
+    line: str = field(default="exact", init=False, repr=False)

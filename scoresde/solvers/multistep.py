@@ -39,6 +39,7 @@ from .base import Solver, gaussian
 
 VARIABLES = ("noise", "data", "velocity")
 COORDINATES = ("logsnr", "kappa", "t")
+LINES = ("exact", "bh1", "bh2")
 
 
 class Level(NamedTuple):
@@ -75,6 +76,8 @@ class Multistep(Solver):
         points: values that the prediction passes through, 1 to 6: its order. It starts with one.
         corrector: values of the correction, the newest included, 0 (none) or 2 to 7.
         coordinate: of the polynomial, ``"logsnr"``, ``"kappa"`` or ``"t"``.
+        line: how a line through two values is weighed, ``"exact"``, or ``"bh1"`` or ``"bh2"`` as
+            published (see :func:`secant`). More values leave nothing to choose.
         lower_last: whether the last steps are taken with fewer points, the last with one.
     """
 
@@ -82,6 +85,7 @@ class Multistep(Solver):
     points: int = 2
     corrector: int = 0
     coordinate: str = "logsnr"
+    line: str = "exact"
     lower_last: bool = False
 
     stochastic: ClassVar[bool] = False
@@ -93,6 +97,8 @@ class Multistep(Solver):
             raise unknown("variable", self.variable, VARIABLES)
         if self.coordinate not in COORDINATES:
             raise unknown("coordinate", self.coordinate, COORDINATES)
+        if self.line not in LINES:
+            raise unknown("line", self.line, LINES)
         name = type(self).__name__
         if not 1 <= self.points <= 6:
             raise ValueError(f"{name} takes 1 to 6 points, got {self.points}")
@@ -165,18 +171,6 @@ class Multistep(Solver):
         """``x`` taken from ``start`` to ``end`` by the polynomial through the first values."""
         levels, values = levels[:points], values[:points]
         weights = self.weights(levels, start, end, reverse.sde, tau)
-        return self.combine(x, weights, values, start, end, tau)
-
-    def combine(
-        self,
-        x: Tensor,
-        weights: list[Tensor],
-        values: tuple[Tensor, ...],
-        start: Level,
-        end: Level,
-        tau: float = 0.0,
-    ) -> Tensor:
-        """``(m_s/m_t) x + sum_j w_j V_j``."""
         x = ratio(self.variable, start, end, tau) * x
         for weight, value in zip(weights, values, strict=True):
             x = x + weight * value
@@ -186,10 +180,9 @@ class Multistep(Solver):
         self, levels: tuple[Level, ...], start: Level, end: Level, sde: Any, tau: float = 0.0
     ) -> list[Tensor]:
         """``m_s int L_j d kappa`` of each value, float64 scalars."""
-        nodes, factors = gauss_legendre()
-        span = end.logsnr - start.logsnr
-        at = start.logsnr + span * nodes
-        mass = span * factors * density(self.variable, at, end, tau)
+        if self.line != "exact" and len(levels) == 2:
+            return secant(self.variable, levels, start, end, tau, self.line)
+        at, mass = quadrature(self.variable, start, end, tau)
         place = torch.stack([self.place(item.logsnr, item.t) for item in levels])
         t = sde.time(at) if self.coordinate == "t" else at
         return list(lagrange(place, self.place(at, t)) @ mass)
@@ -240,23 +233,30 @@ def density(variable: str, logsnr: Tensor, end: Level, tau: float = 0.0) -> Tens
     return end.alpha * rate * torch.exp(rate * (logsnr - end.logsnr))
 
 
+def quadrature(variable: str, start: Level, end: Level, tau: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Nodes in log-SNR from ``start`` to ``end``, and the weights of ``m_s int . d kappa``."""
+    nodes, factors = gauss_legendre()
+    span = end.logsnr - start.logsnr
+    at = start.logsnr + span * nodes
+    return at, span * factors * density(variable, at, end, tau)
+
+
 def secant(
     variable: str,
     levels: tuple[Level, ...],
     start: Level,
     end: Level,
-    tau: float = 0.0,
-    rule: str = "bh2",
+    tau: float,
+    line: str,
 ) -> list[Tensor]:
     """Weights of a line through two values, its slope's as DPM-Solver++ and UniPC publish it.
 
     The exact ``int (log_snr - log_snr_t) m_s d kappa`` is replaced by ``h B/2``, ``B = int m_s d
     kappa`` (``"bh2"``) or h times the density at the end (``"bh1"``): as exact to second order.
     """
-    nodes, factors = gauss_legendre()
     span = end.logsnr - start.logsnr
-    whole = (span * factors * density(variable, start.logsnr + span * nodes, end, tau)).sum()
-    size = whole if rule == "bh2" else span * density(variable, end.logsnr, end, tau)
+    whole = quadrature(variable, start, end, tau)[1].sum()
+    size = whole if line == "bh2" else span * density(variable, end.logsnr, end, tau)
     slope = span * size / 2 / (levels[0].logsnr - levels[1].logsnr)
     first = levels[0].t == start.t
     return [whole * first + slope, whole * ~first - slope]

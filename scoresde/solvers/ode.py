@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..config import unknown
 from ..noise import NoiseSource
-from ..precision import tolerance, widest
+from ..precision import name_of, tolerance, widest
 from ..sde.base import Reverse, as_time
 from .base import Callback, Solution, Solver, non_finite
 
@@ -93,7 +93,7 @@ class AdaptiveODE(Solver):
     def _spent(self, x: Tensor, t: float, end: float) -> Solution:
         message = (
             f"stopped after {self.max_nfe} evaluations at t={t:.6g}, short of t={end:.6g}, "
-            f"in {_name(x)}: raise max_nfe, rtol or atol"
+            f"in {name_of(x.dtype)}: raise max_nfe, rtol or atol"
         )
         return Solution(x, t, False, message)
 
@@ -101,8 +101,8 @@ class AdaptiveODE(Solver):
         if not bool(x.isfinite().all()):
             return Solution(x, t, False, non_finite(x, t, steps))
         message = (
-            f"the step size underflowed at t={t:.6g}, in {_name(x)}: the score is not finite "
-            "or not smooth there; use float64, or raise rtol and atol"
+            f"the step size underflowed at t={t:.6g}, in {name_of(x.dtype)}: "
+            "the score is not finite or not smooth there; use float64, or raise rtol and atol"
         )
         return Solution(x, t, False, message)
 
@@ -229,7 +229,3 @@ class ODEScipy(AdaptiveODE):
 def _worst(error: Tensor) -> Tensor:
     """Root mean square over each sample, the largest of the batch."""
     return error.flatten(1).square().mean(1).sqrt().max()
-
-
-def _name(x: Tensor) -> str:
-    return str(x.dtype).removeprefix("torch.")

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -158,6 +158,8 @@ def solve(
     h = torch.full_like(s, math.copysign(min(first_step, abs(way)), way))
     k = field(s, y, rows)
     retried = torch.zeros(total, dtype=torch.bool)
+    if 1 + pair.nfe_per_step > max_nfe:
+        return replace(done, failures=dict.fromkeys(range(total), SPENT))
     while len(items):
         left = end - s
         last = h.abs() >= left.abs()
@@ -197,6 +199,13 @@ def solve(
 NOT_FINITE = "the right-hand side is not finite"
 TOO_SMALL = "the step fell below what the tolerances can use"
 SPENT = "the evaluations allowed are used up"
+
+
+def first_of(failures: dict[int, str]) -> tuple[int, str]:
+    """The first row that failed, and why; with the number of others."""
+    row, reason = min(failures.items())
+    others = len(failures) - 1
+    return row, f"{reason}, and {others} more" if others else reason
 
 
 def _attempt(

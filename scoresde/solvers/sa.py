@@ -12,7 +12,7 @@ Source: SA-Solver: Stochastic Adams Solver for Fast Sampling of Diffusion Models
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from .multistep import Level, Multistep
@@ -20,7 +20,7 @@ from .multistep import Level, Multistep
 
 @dataclass(frozen=True)
 class SASolver(Multistep):
-    """SA-Solver: ``tau`` between two noise levels, 0 outside and in the last step.
+    """SA-Solver: ``tau`` between two noise levels, 0 in steps that leave them.
 
     Args:
         strength: ``tau`` where there is noise.
@@ -29,9 +29,11 @@ class SASolver(Multistep):
         q_high: level above which there is none; that of VP at ``t = 0.8``.
     """
 
-    variable: str = "data"
+    variable: str = field(default="data", init=False, repr=False)
     points: int = 3
     corrector: int = 4
+    coordinate: str = field(default="logsnr", init=False, repr=False)
+    line: str = field(default="exact", init=False, repr=False)
     strength: float = 1.0
     q_low: float = 0.72
     q_high: float = 25.0

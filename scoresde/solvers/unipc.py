@@ -10,42 +10,23 @@ et al., 2023), https://arxiv.org/abs/2302.04867.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import ClassVar
 
-from torch import Tensor
-
-from ..config import unknown
-from .multistep import Level, Multistep, secant
-
-VARIANTS = ("bh1", "bh2", "exact")
+from .multistep import Multistep
 
 
 @dataclass(frozen=True)
 class UniPC(Multistep):
-    """UniPC of order ``points + 1``, in the log-SNR.
+    """UniPC of order ``points + 1``, in the log-SNR, of the data or of the noise."""
 
-    Args:
-        variant: how a line through two values is weighed: as published with ``B(h)`` of the first
-            or second kind, or exactly. Three values and more leave nothing to choose.
-    """
-
-    variable: str = "data"
     points: int = 3
-    variant: str = "bh1"
+    corrector: int = field(default=4, init=False, repr=False)
+    coordinate: str = field(default="logsnr", init=False, repr=False)
+    line: str = "bh1"
 
     name: ClassVar[str] = "unipc"
 
     def __post_init__(self) -> None:
-        if self.variant not in VARIANTS:
-            raise unknown("variant", self.variant, VARIANTS)
         object.__setattr__(self, "corrector", self.points + 1)
         super().__post_init__()
-
-    def weights(
-        self, levels: tuple[Level, ...], start: Level, end: Level, sde: Any, tau: float = 0.0
-    ) -> list[Tensor]:
-        """As :meth:`Multistep.weights`, but for the published lines."""
-        if self.variant != "exact" and len(levels) == 2:
-            return secant(self.variable, levels, start, end, tau, self.variant)
-        return super().weights(levels, start, end, sde, tau)

@@ -7,6 +7,7 @@ import torch
 
 import scoresde as sd
 from scoresde import solvers
+from scoresde.config import build
 from scoresde.noise import KeyedNoise
 from scoresde.solvers.multistep import COORDINATES, VARIABLES, level, ratio
 
@@ -77,7 +78,7 @@ def eps_hat(x, t):
         (
             "UniPCMultistep",
             {"solver_order": 2, "solver_type": "bh2"},
-            solvers.UniPC(points=2, variant="bh2"),
+            solvers.UniPC(points=2, line="bh2"),
         ),
         ("UniPCMultistep", {"solver_order": 3, "solver_type": "bh1"}, solvers.UniPC()),
         (
@@ -130,6 +131,22 @@ def test_the_third_order_method_beats_its_published_form(mixture):
     assert errors[0] < errors[1] / 2
 
 
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("sa", "variable"),
+        ("sde-dpmpp-2m", "variable"),
+        ("unipc", "corrector"),
+        ("dpmpp-3m", "points"),
+        ("lms", "coordinate"),
+    ],
+)
+def test_what_defines_a_method_cannot_be_set(name, key):
+    value = {"variable": "noise", "coordinate": "t"}.get(key, 2)
+    with pytest.raises(sd.ConfigError, match=f"unknown key solver.{key} of"):
+        build({"name": name, key: value}, solvers, "solver")
+
+
 def test_fewer_points_at_the_end(mixture):
     """With ``lower_last`` the last step is DDIM's, with one value."""
     score, times = mixture.score(sd.VP()), torch.tensor([0.9, 0.6, 0.4, 0.2], dtype=f64)
@@ -171,7 +188,8 @@ def test_noise_between_two_levels_only(mixture):
         (lambda: solvers.Multistep(points=7), "1 to 6 points, got 7"),
         (lambda: solvers.Multistep(corrector=1), "corrector of 0 or 2 to 7, got 1"),
         (lambda: solvers.DPMpp3M(form="third"), "unknown form 'third'"),
-        (lambda: solvers.UniPC(variant="bh3"), "unknown variant 'bh3'.*bh1"),
+        (lambda: solvers.UniPC(line="bh3"), "unknown line 'bh3'.*bh1"),
+        (lambda: solvers.SDEDPMpp2M(points=3), "1 or 2 points, got 3"),
         (lambda: solvers.PNDM(points=5), "1 to 4 points, got 5"),
         (lambda: solvers.EDM(churn=-1.0), "churn >= 0"),
         (lambda: solvers.SASolver(strength=-1.0), "strength >= 0, got -1"),

@@ -33,7 +33,7 @@ DETERMINISTIC = [
     solvers.DPM3S(),
     solvers.DPMpp2S(),
     solvers.DPMpp2M(),
-    solvers.DPMpp2M(form="exact"),
+    solvers.DPMpp2M(line="exact"),
     solvers.DPMpp3M(),
     solvers.DPMpp3M(form="published"),
     solvers.UniPC(points=1),

@@ -8,6 +8,7 @@ import torch
 import scoresde as sd
 from scoresde import solvers
 from scoresde.noise import KeyedNoise
+from scoresde.sampling import join
 from scoresde.solvers.runge_kutta import PAIRS, SPENT, _attempt, solve
 
 f64 = torch.float64
@@ -128,9 +129,32 @@ def test_a_budget_is_each_rows_own():
     assert 74 < out.nfe[1] <= 80
     assert out.s[0] == 1
     assert 0 < out.s[1] < 1
+    for few in (1, 6):  # not even one step
+        out = run(field, torch.ones(2, 1, dtype=f64), max_nfe=few)
+        assert out.failures == {0: SPENT, 1: SPENT}
+        assert (out.nfe == 1).all()
+        assert (out.y == 1).all()
 
 
 # --- as a solver ------------------------------------------------------------------------------
+
+
+def test_the_solver_declares_its_pairs():
+    found = {name: (make().order, make().nfe_per_step) for name, make in PAIRS.items()}
+    assert solvers.RungeKutta.methods == found
+
+
+def test_batches_are_joined(mixture):
+    score, parts = mixture.score(sd.VP()), []
+    whole = sd.sample(score, (5, 2), solver="runge-kutta", dtype=f64)
+    for start, count in ((0, 3), (3, 2)):
+        part = sd.sample(score, (count, 2), solver="runge-kutta", dtype=f64, start_index=start)
+        parts.append(part)
+    joined = join(parts)
+    torch.testing.assert_close(joined.x, whole.x, rtol=0, atol=1e-12)
+    assert torch.equal(joined.nfe, whole.nfe)
+    assert joined.mean_nfe == pytest.approx(float(whole.nfe.double().mean()))
+    assert joined.seconds == sum(part.seconds for part in parts)
 
 
 def test_samples_do_not_depend_on_their_batch(sde, mixture):
