@@ -37,6 +37,7 @@ DETERMINISTIC = {
     **{f"lms ({p} points)": solvers.LMS(points=p) for p in (2, 3, 4)},
     **{f"vab ({p} points)": solvers.VAB(points=p) for p in (2, 3, 4)},
     **{f"deis ({p} points)": solvers.DEIS(points=p) for p in (2, 3, 4)},
+    "pndm": solvers.PNDM(),
 }
 STOCHASTIC = {
     "euler-maruyama": solvers.EulerMaruyama(),

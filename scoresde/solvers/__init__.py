@@ -12,7 +12,7 @@ name                    order      NFE      use
 ``deis``                4          1        the noise as a polynomial in t
 ``lms``                 4          1        the noise as a polynomial in sigma/alpha
 ``vab``                 3          1        the velocity as a polynomial in the angle
-``pndm``                1          1        the noise by constant weights
+``pndm``                2          1        the noise by constant weights
 ``multistep``           any        1        any variable, coordinate, order and corrector
 ``dpm-2s``              2          2        DPM-Solver: evaluations within the step
 ``dpm-3s``              3          3        the same, two of them

@@ -3,9 +3,10 @@ r"""PNDM: Adams-Bashforth with constant weights on the noise, each step by DDIM'
     eps' = (55 eps_i - 59 eps_{i-1} + 37 eps_{i-2} - 9 eps_{i-3})/24
     x_s = (alpha_s/alpha_t) x_t + (sigma_s - alpha_s sigma_t/alpha_t) eps'
 
-The weights are those of equal steps, in whatever variable the grid has: on other grids the order
-is lost, which :class:`~.linear.DEIS` and :class:`~.linear.LMS` mend. The first steps take the
-lower orders (iPNDM), so that each costs one evaluation.
+The weights suit a quadrature in the grid's own variable, but the transfer is DDIM's, exact for
+constant noise alone: order 2 on equal steps in log-SNR, however many values are combined, which
+:class:`~.linear.DEIS` and :class:`~.linear.LMS` mend. The first steps combine fewer (iPNDM), so
+that each costs one evaluation.
 
 Source: Pseudo Numerical Methods for Diffusion Models on Manifolds (Liu et al., 2022),
 https://arxiv.org/abs/2202.09778; the start of lower orders: Fast Sampling of Diffusion Models with
@@ -34,7 +35,7 @@ WEIGHTS = (
 
 @dataclass(frozen=True)
 class PNDM(Solver):
-    """Pseudo linear multistep method; order 1, as its transfer is, with a small constant.
+    """Pseudo linear multistep method, of order 2 at most.
 
     Args:
         points: values of the noise that are combined, 1 to 4.
@@ -42,13 +43,14 @@ class PNDM(Solver):
 
     points: int = 4
 
-    order: ClassVar[float] = 1.0
+    order: ClassVar[float] = 2.0
     stochastic: ClassVar[bool] = False
     default_steps: ClassVar[int | None] = 50
 
     def __post_init__(self) -> None:
         if not 1 <= self.points <= 4:
             raise ValueError(f"PNDM takes 1 to 4 points, got {self.points}")
+        object.__setattr__(self, "order", float(min(self.points, 2)))
 
     def init(
         self, reverse: Reverse, x: Tensor, times: Tensor, noise: NoiseSource | None

@@ -43,6 +43,7 @@ DETERMINISTIC = [
     solvers.VAB(points=2),
     solvers.VAB(points=3),
     solvers.DEIS(points=3),
+    solvers.PNDM(),
 ]
 
 
