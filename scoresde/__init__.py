@@ -29,6 +29,7 @@ _HOMES = {
     "analytic": ["GaussianMixture", "MixtureScore"],
     "training.objective": ["DSM"],
     "sampling": ["Samples", "sample"],
+    "tuning": ["Tuning", "tune"],
     "likelihood": ["LogProb", "bits_per_dim", "log_prob", "vlb"],
     "checkpoint": ["load"],
     "config": ["ConfigError"],
@@ -70,6 +71,7 @@ __all__ = [
     "Score",
     "ScoreModel",
     "SubVP",
+    "Tuning",
     "V",
     "__version__",
     "bench",
@@ -86,6 +88,7 @@ __all__ = [
     "sde",
     "solvers",
     "training",
+    "tune",
     "vlb",
 ]
 
@@ -100,6 +103,7 @@ if TYPE_CHECKING:
     from .sampling import Samples, sample
     from .sde import DDPM, EDM, SDE, VE, VP, Cosine, GaussianSDE, Linear, Reverse, SubVP
     from .training.objective import DSM
+    from .tuning import Tuning, tune
 
 
 def __getattr__(name: str) -> Any:

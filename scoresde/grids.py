@@ -6,6 +6,7 @@ Solvers take their step from neighbouring times, so any grid serves any solver.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
@@ -104,4 +105,63 @@ class Karras(Grid):
         return sde.time(-self.rho * (start + u * (end - start)).log())
 
 
-__all__ = ["Grid", "Karras", "LogSNR", "Quadratic", "Uniform"]
+@dataclass(frozen=True)
+class Logistic(Grid):
+    """Equal steps in the logistic function ``1/(1 + (q/scale)^(-2/width))`` of the noise level.
+
+    The steps are shortest where signal and noise are alike, ``q = sigma/alpha`` about ``scale``:
+    there a trajectory decides between the modes of the data, and bends. ``width=1`` is uniform in
+    the noise's share of a variance-preserving state, ``width=2`` in the time of the linear path,
+    and large widths approach :class:`LogSNR`.
+
+    Args:
+        width: of the logistic function in ``log q``, > 0.
+        scale: noise level of the shortest steps, > 0; in units of the data's standard deviation.
+    """
+
+    width: float = 3.0
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (self.width > 0 and self.scale > 0):
+            raise ValueError(
+                f"Logistic grid needs width > 0 and scale > 0, "
+                f"got width={self.width}, scale={self.scale}"
+            )
+
+    def place(self, sde: GaussianSDE, u: Tensor, t_start: float, t_end: float) -> Tensor:
+        """``time(-log q)`` with ``log(q/scale) = width atanh(v)`` and ``v`` interpolated."""
+        centre = math.log(self.scale)
+        start, end = (
+            torch.tanh((-sde.log_snr(t) - centre) / self.width) for t in (t_start, t_end)
+        )
+        return sde.time(-(centre + self.width * torch.atanh(start + u * (end - start))))
+
+
+@dataclass(frozen=True)
+class Tuned(Grid):
+    """Points placed by :func:`scoresde.tune` for one score, solver and number of steps.
+
+    Args:
+        log_snr: increasing log-SNR of the points. Without any, the grid stands for the points
+            that were saved for the solver and step count at hand, with the model or in ``file``.
+        file: file of saved points; that of the model if None.
+    """
+
+    log_snr: tuple[float, ...] = ()
+    file: str | None = None
+
+    def place(self, sde: GaussianSDE, u: Tensor, t_start: float, t_end: float) -> Tensor:
+        """The points, if they are as many and between the same times."""
+        if len(u) != len(self.log_snr):
+            raise ValueError(
+                f"this grid was tuned for {max(len(self.log_snr) - 1, 0)} steps, not {len(u) - 1}"
+            )
+        times = sde.time(torch.tensor(self.log_snr, dtype=torch.float64))
+        for name, given, own in (("t_start", t_start, times[0]), ("t_end", t_end, times[-1])):
+            if not math.isclose(given, float(own), rel_tol=1e-6):
+                raise ValueError(f"this grid was tuned for {name}={float(own):g}, not {given:g}")
+        return times
+
+
+__all__ = ["Grid", "Karras", "LogSNR", "Logistic", "Quadratic", "Tuned", "Uniform"]

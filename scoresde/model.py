@@ -75,6 +75,8 @@ class ScoreModel(nn.Module, Score):
         self.shape = shape
         self.scaler = scaler
         self.weights = weights
+        self.tuned: tuple[dict[str, Any], ...] = ()
+        """Entries of the time grids tuned to this model, which :func:`scoresde.load` reads."""
 
     def noise(self, x: Tensor, t: float | Tensor, **cond: Any) -> Tensor:
         """``eps_hat``, in the dtype of ``x``; the network computes in its own dtype."""

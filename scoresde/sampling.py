@@ -19,6 +19,7 @@ from .noise import KeyedNoise
 from .precision import supported
 from .sde.base import SDE, as_time
 from .solvers.base import Callback, Solver
+from .tuning import grid_of, recall
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +107,8 @@ def sample(
         shape: ``(B, *item)``; not needed beside ``x_T``.
         solver: solver, its name or its section; ``score.sde.default_solver`` if None.
         steps: number of steps; the solver's own number if None.
-        grid: grid, its name or its section; the solver's own if None.
+        grid: grid, its name or its section; the solver's own if None. ``"tuned"`` stands for the
+            points that ``scoresde tune`` saved with the model for this solver and step count.
         seed: seed of the prior's and of the solver's noise.
         x_T: state at ``t_start``, shape ``(B, *item)``, instead of a draw from the prior. A
             stochastic solver's noise is the same with either.
@@ -126,9 +128,11 @@ def sample(
     """
     began = time.perf_counter()
     sde: SDE = score.sde
-    method = _pick(sde.default_solver if solver is None else solver, solvers, "solver", Solver)
+    method = build(sde.default_solver if solver is None else solver, solvers, "solver")
+    if not isinstance(method, Solver):
+        raise ConfigError(f"solver must be a name, a section or a Solver, got {method!r}")
     start, end = _interval(sde, t_start, t_end, x_T is None)
-    places, times = _times(sde, method, steps, grid, start, end)
+    places, times = _times(score, method, steps, grid, start, end)
     noise = KeyedNoise(seed, start_index)
     x = _initial(score, sde, noise, shape, x_T, device, dtype)
     reverse = method.reverse(score, **per_sample(cond, x))
@@ -156,14 +160,6 @@ def sample(
     )
 
 
-def _pick(section: Any, package: Any, kind: str, base: type) -> Any:
-    """The object that ``section`` names, of the wanted kind."""
-    chosen = build(section, package, kind)
-    if not isinstance(chosen, base):
-        raise ConfigError(f"{kind} must be a name, a section or a {base.__name__}, got {chosen!r}")
-    return chosen
-
-
 def _interval(
     sde: SDE, t_start: float | None, t_end: float | None, from_prior: bool
 ) -> tuple[float, float]:
@@ -185,9 +181,10 @@ def _interval(
 
 
 def _times(
-    sde: Any, method: Solver, steps: int | None, grid: Any, start: float, end: float
+    score: Any, method: Solver, steps: int | None, grid: Any, start: float, end: float
 ) -> tuple[grids.Grid | None, Tensor]:
     """The grid and its times; no grid and the two ends for a solver that chooses its steps."""
+    sde = score.sde
     if method.default_steps is None or method.default_grid is None:
         if steps is not None or grid is not None:
             name = describe(method)["name"]
@@ -196,9 +193,10 @@ def _times(
                 "and set its tolerances"
             )
         return None, torch.tensor([start, end], dtype=torch.float64)
-    places: grids.Grid = _pick(
-        method.default_grid if grid is None else grid, grids, "grid", grids.Grid
-    )
+    places = grid_of(method.default_grid if grid is None else grid)
+    if isinstance(places, grids.Tuned):
+        places = recall(score, places, method, steps)
+        steps = len(places.log_snr) - 1 if steps is None else steps
     count = method.default_steps if steps is None else steps
     if not method.stochastic and count < sde.ode_min_steps and isinstance(places, grids.Uniform):
         warnings.warn(

@@ -11,7 +11,7 @@ import sys
 
 import click
 
-COMMANDS = ("train", "sample", "likelihood", "bench", "info", "check")
+COMMANDS = ("train", "sample", "likelihood", "bench", "tune", "info", "check")
 
 
 class LazyGroup(click.Group):

@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 @click.option("-n", "--count", type=click.IntRange(min=1), default=64, show_default=True)
 @click.option("--solver", metavar="NAME", help="By default the one that suits the process.")
 @click.option("--steps", type=click.IntRange(min=1), help="By default the solver's own number.")
-@click.option("--grid", metavar="NAME", help="uniform, quadratic, logsnr or karras.")
+@click.option(
+    "--grid",
+    metavar="NAME",
+    help="uniform, quadratic, logsnr, karras, logistic, tuned, or a file of `tune`.",
+)
 @options.settings("Set a field of the solver, as in --set eta=0.5; may be repeated.")
 @click.option("--t-end", type=float, help="Time at which sampling stops.")
 @click.option(

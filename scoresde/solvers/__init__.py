@@ -12,6 +12,7 @@ name                    order      NFE      use
 ``deis``                4          1        the noise as a polynomial in t
 ``lms``                 4          1        the noise as a polynomial in sigma/alpha
 ``vab``                 3          1        the velocity as a polynomial in the angle
+``vabm``                4          1        the same with a corrector that costs nothing
 ``pndm``                2          1        the noise by constant weights
 ``multistep``           any        1        any variable, coordinate, order and corrector
 ``dpm-2s``              2          2        DPM-Solver: evaluations within the step
@@ -40,7 +41,7 @@ from .edm import EDM
 from .euler import EulerMaruyama
 from .heun import Heun
 from .langevin import Langevin
-from .linear import DEIS, LMS, VAB
+from .linear import DEIS, LMS, VAB, VABM
 from .multistep import Multistep
 from .ode import ODE, ODEScipy
 from .pc import PC
@@ -60,6 +61,7 @@ __all__ = [
     "PC",
     "PNDM",
     "VAB",
+    "VABM",
     "Ancestral",
     "DPMpp2M",
     "DPMpp2S",
