@@ -1,65 +1,28 @@
-"""The comparison itself: solvers times step counts, each from the same start noise."""
+"""The comparison itself: solvers times grids times steps, each from the same start noise."""
 
 from __future__ import annotations
 
+import math
 import statistics
 import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import MISSING, dataclass, fields, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
+import torch
 
-from .. import grids
 from .. import solvers as room
-from ..config import build, class_name
+from ..config import build
 from ..model import home
-from ..noise import KeyedNoise
-from ..sampling import Samples, join, sample
-from ..sde.base import select
-from ..solvers.base import Solver
+from ..sampling import Samples
+from .intervals import order_statistics, paired_ratio, quantile, root_of_mean, student
+from .plan import Trial, plan
+from .row import MEASURES, Measure, Row, label
+from .run import Runner, Truth, reference_solver
 from .target import Target
 
-ADAPTIVE_COST = 300
-"""Evaluations that the progress bar allows for a solver that chooses its steps."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One solver at one step count.
-
-    Args:
-        solver: name, with the fields that are not at their defaults.
-        steps: steps of the solver; None if it chose them.
-        grid: name of the grid; None if the solver chose its steps.
-        nfe: evaluations of the score for a sample, the last denoising included; on average.
-        seconds: wall-clock time of all samples, the median over the repeats.
-        sliced_w2: sliced Wasserstein-2 distance to the reference, in units of the data.
-        sliced_w2_stderr: its standard error over directions.
-        mmd2: unbiased squared MMD to the reference.
-        mmd2_stderr: its standard error over items.
-        endpoint_rms: root mean square distance to the converged solution of the ODE from the same
-            start, in the model's range; None for stochastic solvers or if not asked for.
-        mean_error: root mean square error of the mean over entries, where the truth is known.
-        covariance_error: relative Frobenius error of the covariance, where the truth is known.
-        converged: whether the solver arrived with finite values.
-        message: what went wrong or deserves notice.
-    """
-
-    solver: str
-    steps: int | None
-    grid: str | None = None
-    nfe: int | None = None
-    seconds: float | None = None
-    sliced_w2: float | None = None
-    sliced_w2_stderr: float | None = None
-    mmd2: float | None = None
-    mmd2_stderr: float | None = None
-    endpoint_rms: float | None = None
-    mean_error: float | None = None
-    covariance_error: float | None = None
-    converged: bool = False
-    message: str = ""
+STEPS = (5, 10, 20, 50)
+Interval = tuple[float, float]
 
 
 def compare(
@@ -67,7 +30,9 @@ def compare(
     target: Target,
     *,
     solvers: Iterable[Any] = ("heun", "ddim", "ancestral"),
-    steps: Sequence[int] = (5, 10, 20, 50),
+    steps: Sequence[int] | None = None,
+    nfe: Sequence[int] | None = None,
+    grids: Iterable[Any] | None = None,
     grid: Any = None,
     shape: tuple[int, ...] | None = None,
     samples: int = 256,
@@ -75,34 +40,40 @@ def compare(
     repeats: int = 1,
     batch: int | None = None,
     endpoint: Any = None,
+    on_row: Callable[[Row], None] | None = None,
     progress: bool = False,
     **cond: Any,
 ) -> list[Row]:
-    """Runs every solver at every step count and measures its samples against a target.
+    """Runs every solver on every grid at every step count, and measures its samples.
 
-    All start from the same ``x_T``, and a stochastic solver's noise has the same seed at every
-    step count. A solver that chooses its own steps runs once. One that fails gives a row that says
-    so. A first evaluation of the score, not timed, warms up; with ``repeats > 1`` the first run of
-    each row is not timed either.
+    In each repeat all start from the same ``x_T``, and a stochastic solver's noise has the same
+    seed at every step count. A solver that chooses its own steps runs once. One that fails gives a
+    row that says so. A first evaluation of the score, not timed, warms up; with ``repeats > 1``
+    the first run of each row is not timed either.
 
     Args:
         score: ``score(x, t, **cond)`` that carries its ``sde``.
         target: what the samples are compared to.
         solvers: names, sections or :class:`scoresde.solvers.Solver` objects.
-        steps: step counts, each >= 1.
-        grid: name, section or grid for all of them; each solver's own if None.
+        steps: step counts, each >= 1; 5, 10, 20, 50 if there are neither these nor budgets.
+        nfe: budgets instead: for each solver the most steps whose evaluations, the last denoising
+            included, do not exceed it.
+        grids: names, sections or grids; each solver's own if None.
+        grid: a single one, instead of ``grids``.
         shape: of one item; ``score.shape`` if None.
-        samples: number of samples, >= 2.
-        seed: of the start noise and of the solvers.
-        repeats: runs of each row, >= 1.
+        samples: number of samples in each repeat, >= 2.
+        seed: of the start noise and of the solvers; repeats use ``seed, seed + 1, ...``.
+        repeats: runs of each row, >= 1; with two or more, every measure has an interval.
         batch: samples drawn at once; all if None.
-        endpoint: solver of the probability-flow ODE, tight enough to be the truth, such as
-            ``ODEScipy(method="DOP853", rtol=1e-10, atol=1e-10)``; it adds ``endpoint_rms``.
+        endpoint: adds the distance to the converged probability-flow ODE: True for the tight
+            solver of the state's dtype, or a solver such as
+            ``ODEScipy(method="DOP853", rtol=1e-10, atol=1e-10)``.
+        on_row: called with each row when it is done; :func:`against_best` comes after all.
         progress: whether to show a bar on stderr after two seconds.
         cond: conditions, one value a sample.
 
     Returns:
-        Rows in the order of ``solvers``, then of ``steps``.
+        Rows in the order of ``solvers``, then ``grids``, then ``steps``.
 
     Raises:
         ConfigError: for an unknown solver or grid.
@@ -110,154 +81,177 @@ def compare(
 
     Example::
 
-        law = sd.bench.mixture(2)
+        law = sd.bench.Separated(dim=16)
         target = sd.bench.Target.exact(law, samples=2000)
-        rows = sd.bench.compare(law.score(sd.VP()), target, solvers=["heun", "ddim"], samples=2000)
+        rows = sd.bench.compare(
+            law.mixture().score(sd.VP()), target, solvers=["heun", "unipc"], nfe=[10, 20],
+            grids=["karras", "logsnr"], samples=2000, repeats=5, endpoint=True,
+        )
     """
-    plan = _plan(solvers, steps)
-    places = None if grid is None else build(grid, grids, "grid")
+    if steps is not None and nfe is not None:
+        raise ValueError("compare takes steps or nfe, not both: a budget sets the steps")
+    if grid is not None and grids is not None:
+        raise ValueError("compare takes grid or grids, not both")
     shape = shape or getattr(score, "shape", None)
     if shape is None:
         raise ValueError("compare needs the shape of one item, which this score does not say")
     for name, value, least in (("samples", samples, 2), ("repeats", repeats, 1)):
         if value < least:
             raise ValueError(f"compare needs {name} >= {least}, got {value}")
-    device, dtype = home(score)
-    noise = KeyedNoise(seed)
-    x_T = score.sde.prior_sample((samples, *shape), noise, device=device, dtype=dtype)
-    run = _Runner(score, x_T, seed, batch or samples, cond)
+    chosen = grids if grid is None else [grid]
+    trials = plan(solvers, chosen, STEPS if steps is None else steps, nfe, score.sde, shape)
+    place = home(score)
+    run = Runner.prepare(score, shape, samples, seed, repeats, batch, place, cond)
     run.warm_up()
-    truth = None if endpoint is None else run.endpoint(build(endpoint, room, "solver"))
+    truth = None
+    if endpoint is not None and endpoint is not False:
+        tight = reference_solver(place[1]) if endpoint is True else endpoint
+        truth = Truth.find(run, build(tight, room, "solver"))
 
     rows = []
-    with _bar(plan, repeats, progress) as bar:
-        for solver, count in plan:
-            bar.set_postfix_str(f"{label(solver)} {count or ''}", refresh=False)
-            own = None if count is None else places
-            rows.append(_row(run, target, truth, solver, count, own, repeats))
-            bar.update(_cost(solver, count) * repeats)
-    return rows
+    with _bar(trials, repeats, progress) as bar:
+        for trial in trials:
+            bar.set_postfix_str(f"{label(trial.solver)} {trial.steps or ''}", refresh=False)
+            rows.append(_row(run, target, truth, trial))
+            if on_row is not None:
+                on_row(rows[-1])
+            bar.update(trial.cost * repeats)
+    return against_best(rows)
 
 
-def label(solver: Solver) -> str:
-    """A solver's name with its fields that differ from the defaults: ``ddim(eta=1)``."""
-    try:
-        usual = type(solver)()
-    except TypeError:  # a solver with a field that has no default
-        usual = None
-    changed = []
-    for field in fields(solver):
-        value = getattr(solver, field.name)
-        if value != getattr(usual, field.name, MISSING):
-            changed.append(f"{field.name}={_plain(value)}")
-    name = class_name(type(solver))
-    return f"{name}({', '.join(changed)})" if changed else name
+def against_best(rows: Sequence[Row]) -> list[Row]:
+    """The rows with ``vs_best``: the error over the least one among rows that cost no more.
+
+    The error is that of the endpoint where the row has one, and sliced W2 otherwise; the other row
+    solves the same problem with at most as many evaluations. 1 says that nothing run here does
+    better for its cost. Both started from the same noise in every repeat: the ratio is the
+    geometric mean of those of the repeats, and its interval is of that.
+    """
+    return [_against(row, rows) for row in rows]
 
 
-def _plain(value: Any) -> str:
-    if isinstance(value, Solver):
-        return label(value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def _against(row: Row, rows: Sequence[Row]) -> Row:
+    key = "endpoint_rms" if row.value("endpoint_rms") is not None else "sliced_w2"
+    if row.nfe is None or not (row.value(key) or 0) > 0 or key not in row.runs:
+        return row
+    rivals = [
+        other for other in rows
+        if other.case == row.case and other.converged and other.nfe is not None
+        and other.nfe <= row.nfe and len(other.runs.get(key, ())) == row.repeats
+        and min(other.runs[key]) > 0
+    ]  # fmt: skip
+    if not rivals or not min(row.runs[key]) > 0:
+        return row
+    best = min(rivals, key=lambda other: other.value(key) or math.inf)
+    ratio, interval = paired_ratio(row.runs[key], best.runs[key])
+    intervals = {k: v for k, v in row.intervals.items() if k != "vs_best"}
+    if interval is not None and best is not row:
+        intervals["vs_best"] = interval
+    return replace(row, vs_best=ratio, intervals=intervals)
 
 
-@dataclass(frozen=True)
-class _Runner:
-    """Everything that the rows have in common."""
-
-    score: Any
-    start: Tensor
-    seed: int
-    batch: int
-    cond: dict[str, Any]
-
-    def __call__(self, solver: Solver, steps: int | None, grid: Any) -> Samples:
-        """All samples, batch by batch; noise is keyed, so the batches do not show."""
-        parts = []
-        for first in range(0, len(self.start), self.batch):
-            rows = slice(first, first + self.batch)
-            cond = select(self.cond, rows)
-            parts.append(
-                sample(
-                    self.score, x_T=self.start[rows], solver=solver, steps=steps, grid=grid,
-                    seed=self.seed, start_index=first, **cond,
-                )
-            )  # fmt: skip
-        return join(parts)
-
-    def warm_up(self) -> None:
-        """One step of the first batch, so that nothing timed loads libraries or kernels."""
-        rows = slice(self.batch)
-        first = replace(self, start=self.start[rows], cond=select(self.cond, rows))
-        first(room.DDIM(), 1, None)
-
-    def endpoint(self, solver: Solver) -> Tensor:
-        """The converged end of the ODE."""
-        if solver.stochastic:
-            raise ValueError(f"the endpoint needs a solver of the ODE, and {label(solver)} is not")
-        found = self(solver, None, None)
-        if not found.converged:
-            raise ValueError(f"the endpoint by {label(solver)} did not converge: {found.message}")
-        return found.x
-
-
-def _row(
-    run: _Runner,
-    target: Target,
-    truth: Tensor | None,
-    solver: Solver,
-    steps: int | None,
-    grid: Any,
-    repeats: int,
-) -> Row:
-    row = Row(label(solver), steps)
+def _row(run: Runner, target: Target, truth: Truth | None, trial: Trial) -> Row:
+    """All repeats of a trial, measured."""
+    row = Row(
+        label(trial.solver), trial.steps, None if trial.grid is None else label(trial.grid),
+        sde=label(run.score.sde), law=target.name, budget=trial.budget, message=trial.message,
+    )  # fmt: skip
+    if trial.message:
+        return row
+    of_path = truth if truth is not None and not trial.solver.stochastic else None
+    found, values = [], []
+    intervals: dict[str, Interval] = {}
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            runs = [run(solver, steps, grid) for _ in range(repeats)]
-    except (ValueError, RuntimeError, ArithmeticError, ImportError) as error:
-        return replace(row, message=" ".join(str(error).split()) or type(error).__name__)
-    found = runs[-1]
+            for repeat in range(len(run.starts)):
+                out = run(trial.solver, trial.steps, trial.grid, repeat)
+                found.append(replace(out, x=out.x[:0]))  # the samples are measured and let go
+                if bool(out.x.isfinite().all()):
+                    measured, intervals = _measure(out, target, of_path, repeat)
+                    values.append(measured)
+    except Exception as error:
+        return replace(row, message=_said(error))
     notice = str(caught[0].message) if caught else ""
-    row = replace(
-        row,
-        grid=None if found.grid is None else found.grid["name"],
-        nfe=round(found.mean_nfe),
-        seconds=statistics.median(r.seconds for r in runs[min(1, repeats - 1) :]),
-        converged=found.converged,
-        message=found.message or notice,
-    )
-    if not bool(found.x.isfinite().all()):
+    row = _account(row, found, notice)
+    if len(values) < len(found):
         return row
-    measured: dict[str, Any] = {**target.measure(found.x)}
-    row = replace(row, **measured)
-    if truth is None or solver.stochastic:
-        return row
+    runs = {key: tuple(v[key] for v in values) for key in values[0]}
+    if len(values) > 1:
+        intervals = {m.key: _between(m, runs[m.key]) for m in MEASURES if m.key in runs}
+    means: dict[str, Any] = {key: statistics.fmean(of_key) for key, of_key in runs.items()}
     return replace(
-        row, endpoint_rms=float((found.x - truth).cpu().double().square().mean().sqrt())
+        row,
+        **means,
+        reference_error=None if of_path is None else of_path.error,
+        intervals=intervals,
+        runs={m.key: runs[m.key] for m in MEASURES if m.key in runs},
     )
 
 
-def _plan(wanted: Iterable[Any], steps: Sequence[int]) -> list[tuple[Solver, int | None]]:
-    """Every solver with every step count, or once if it chooses its steps."""
-    chosen: list[Solver] = [build(section, room, "solver") for section in wanted]
-    if not chosen or not steps:
-        raise ValueError("compare needs at least one solver and one step count")
-    for count in steps:
-        if count < 1:
-            raise ValueError(f"a step count must be at least 1, got {count}")
-    plan = []
-    for solver in dict.fromkeys(chosen):
-        counts = dict.fromkeys(steps) if solver.default_steps is not None else (None,)
-        plan += [(solver, count) for count in counts]
-    return plan
+def _account(row: Row, found: Sequence[Samples], notice: str) -> Row:
+    """The row with what its runs cost and whether they arrived."""
+    counts = [torch.as_tensor(out.nfe).double() for out in found]
+    mean = statistics.fmean(float(c.mean()) for c in counts)
+    nfe = round(mean) if math.isclose(mean, round(mean)) else round(mean, 1)
+    timed = [out.seconds for out in found[min(1, len(found) - 1) :]]
+    failed = next((out for out in found if not out.converged), None)
+    if row.budget is not None and nfe > row.budget:
+        notice = f"takes {nfe:g} evaluations where {row.budget} were allowed"
+    return replace(
+        row,
+        nfe=nfe,
+        nfe_max=int(max(float(c.max()) for c in counts)),
+        seconds=statistics.median(timed),
+        seconds_low=min(timed),
+        seconds_high=max(timed),
+        repeats=len(found),
+        converged=failed is None,
+        message=failed.message if failed is not None else notice,
+    )
 
 
-def _cost(solver: Solver, steps: int | None) -> int:
-    return ADAPTIVE_COST if steps is None else steps * solver.nfe_per_step + 1
+def _measure(
+    out: Samples, target: Target, truth: Truth | None, repeat: int
+) -> tuple[dict[str, float], dict[str, Interval]]:
+    """The measures of one run, and the intervals that one run gives."""
+    values = target.measure(out.x)
+    half = quantile(len(out.x) - 1) * values["mmd2_stderr"]
+    intervals: dict[str, Interval | None] = {
+        "mmd2": (values["mmd2"] - half, values["mmd2"] + half)
+    }
+    if truth is not None:
+        squares = truth.errors(out.x, repeat)
+        roots = squares.sqrt().sort().values
+        values |= {
+            "endpoint_rms": math.sqrt(float(squares.mean())),
+            "endpoint_median": float(roots.quantile(0.5)),
+            "endpoint_q95": float(roots.quantile(0.95)),
+        }
+        intervals |= {
+            "endpoint_rms": root_of_mean(squares),
+            "endpoint_median": order_statistics(roots, 0.5),
+            "endpoint_q95": order_statistics(roots, 0.95),
+        }
+    return values, {key: pair for key, pair in intervals.items() if pair is not None}
 
 
-def _bar(plan: list[tuple[Solver, int | None]], repeats: int, show: bool) -> Any:
+def _between(measure: Measure, values: Sequence[float]) -> Interval:
+    """Student's interval over the repeats, above zero where the measure is."""
+    low, high = student(values) or (-math.inf, math.inf)
+    return (low if measure.signed else max(low, 0.0)), high
+
+
+def _said(error: Exception) -> str:
+    """The message of an error in one line; with its kind, where it was not meant for users."""
+    text, kind = " ".join(str(error).split()), type(error).__name__
+    if not text or not isinstance(error, (ValueError, RuntimeError, ImportError)):
+        return f"{kind}: {text}" if text else kind
+    return text
+
+
+def _bar(trials: Sequence[Trial], repeats: int, show: bool) -> Any:
     from tqdm import tqdm
 
-    total = sum(_cost(solver, steps) for solver, steps in plan) * repeats
+    total = sum(trial.cost for trial in trials) * repeats
     return tqdm(total=total, desc="bench", unit="nfe", disable=not show, delay=2, leave=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from torch import Tensor
 from ..analytic import GaussianMixture
 from ..metrics import MMD, SlicedWasserstein
 from ..metrics.distances import QUANTILE
+from .laws import Law
+from .row import label
 
 REFERENCE_LIMIT = 5000
 FLOOR_SETS = 100
@@ -33,6 +36,7 @@ class Target:
         decode: from the model's range to units of the data.
         moments: exact mean and covariance of the flattened item, where they are known.
         seed: of the directions of the sliced distance.
+        name: of the data or the law.
     """
 
     reference: Tensor
@@ -41,6 +45,7 @@ class Target:
     decode: Callable[[Tensor], Tensor] = field(default=lambda x: x)
     moments: tuple[Tensor, Tensor] | None = None
     seed: int = 0
+    name: str = ""
 
     @classmethod
     def of_data(
@@ -51,6 +56,7 @@ class Target:
         samples: int,
         decode: Callable[[Tensor], Tensor] | None = None,
         seed: int = 0,
+        name: str = "",
     ) -> Target:
         """Held-out items as the reference; at most 5000 of them, chosen by the seed.
 
@@ -61,6 +67,7 @@ class Target:
             samples: number of samples to be judged; the floor uses as many items if there are.
             decode: from the model's range to units of the data.
             seed: of the choice of items and of the directions.
+            name: of the data.
 
         Raises:
             ValueError: too few held-out items.
@@ -83,26 +90,33 @@ class Target:
             "floor": kind,
             "floor_items": len(real),
         }
-        rest = {} if decode is None else {"decode": decode}
+        rest: dict[str, Any] = (
+            {"name": name} if decode is None else {"name": name, "decode": decode}
+        )
         return cls._with_floor(reference, real, about, seed, {}, **rest)
 
     @classmethod
-    def exact(cls, mixture: GaussianMixture, *, samples: int, seed: int = 0) -> Target:
-        """Exact draws and moments of a mixture.
+    def exact(
+        cls, law: GaussianMixture | Law, *, samples: int, seed: int = 0, name: str | None = None
+    ) -> Target:
+        """Exact draws and moments of a law.
 
         Args:
-            mixture: what the score belongs to.
+            law: what the score belongs to.
             samples: number of samples to be judged, and of exact draws in the reference.
             seed: of the draws and of the directions.
+            name: of the law; its own if None.
         """
         generator = torch.Generator().manual_seed(seed)
-        law = mixture.to("cpu", torch.float64)
+        if name is None:
+            name = label(law) if isinstance(law, Law) else ""
+        mixture = law.mixture() if isinstance(law, Law) else law.to("cpu", torch.float64)
 
         def draw() -> Tensor:
-            return law.sample(samples, generator)
+            return mixture.sample(samples, generator)
 
         reference, real = draw(), draw()
-        mean, covariance = law.moments()
+        mean, covariance = mixture.moments()
         moments = mean.flatten(), covariance
         sets = [moment_errors(draw(), moments) for _ in range(FLOOR_SETS)]
         floor = {k: _quantile([s[k] for s in sets]) for k in sets[0]}
@@ -112,7 +126,7 @@ class Target:
             "floor": "exact draws against exact draws",
             "floor_items": samples,
         }
-        return cls._with_floor(reference, real, about, seed, floor, moments=moments)
+        return cls._with_floor(reference, real, about, seed, floor, moments=moments, name=name)
 
     @classmethod
     def _with_floor(
@@ -142,8 +156,9 @@ class Target:
     def measure(self, x: Tensor) -> dict[str, float]:
         """All measures of finite samples ``x (N, *shape)`` in the model's range."""
         items = self.decode(x.detach()).cpu().double()
-        sliced = SlicedWasserstein(seed=self.seed)(items, self.reference)
-        mmd = MMD(self.about["mmd2_scale"])(items, self.reference)
+        projections, kernel = self._profiles
+        sliced = SlicedWasserstein(seed=self.seed)(items, self.reference, projections)
+        mmd = MMD(self.about["mmd2_scale"])(items, self.reference, kernel)
         found = {
             "sliced_w2": sliced.value,
             "sliced_w2_stderr": sliced.stderr,
@@ -151,6 +166,14 @@ class Target:
             "mmd2_stderr": mmd.stderr,
         }
         return found if self.moments is None else found | moment_errors(items, self.moments)
+
+    @cached_property
+    def _profiles(self) -> tuple[Tensor, Tensor]:
+        """What the distances need to know of the reference, once for all rows."""
+        mmd = MMD(self.about["mmd2_scale"])
+        return SlicedWasserstein(seed=self.seed).profile(self.reference), mmd.profile(
+            self.reference
+        )
 
 
 def moment_errors(x: Tensor, moments: tuple[Tensor, Tensor]) -> dict[str, float]:
@@ -166,30 +189,6 @@ def moment_errors(x: Tensor, moments: tuple[Tensor, Tensor]) -> dict[str, float]
         "mean_error": float((x.mean(0) - mean).square().mean().sqrt()),
         "covariance_error": float((found - covariance).norm() / covariance.norm()),
     }
-
-
-def mixture(dim: int = 2) -> GaussianMixture:
-    """The mixture that benchmarks use: three unequal parts in ``dim`` dimensions, float64.
-
-    It has mean zero and an average variance of one; the parts overlap a little, and each has its
-    own standard deviation in each entry.
-
-    Raises:
-        ValueError: if ``dim < 1``.
-    """
-    if dim < 1:
-        raise ValueError(f"a mixture needs dim >= 1, got {dim}")
-    generator = torch.Generator().manual_seed(dim)
-    weights = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
-    angles = 0.5 + torch.linspace(0, 2, 4, dtype=torch.float64)[:3] * torch.pi
-    means = torch.randn(3, dim, generator=generator, dtype=torch.float64)
-    means[:, 0] = 1.5 * angles.cos()
-    if dim > 1:
-        means[:, 1] = 1.5 * angles.sin()
-    stds = 0.35 + 0.25 * torch.rand(3, dim, generator=generator, dtype=torch.float64)
-    means = means - weights @ means
-    size = (weights @ (means**2 + stds**2)).mean().sqrt()
-    return GaussianMixture(weights, means / size, stds / size)
 
 
 def _quantile(values: list[float]) -> float:

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import options
+from . import options, specs
+from .outcome import Outcome
 
 if TYPE_CHECKING:
     import torch
 
-    from ..bench import Target
-    from ..data import Dataset
-    from ..model import ScoreModel
+    from ..bench.cases import Case
 
 BATCH = 256
 SAMPLES, EXACT_SAMPLES = 128, 2000
 STEPS, EXACT_STEPS = "5,10,20,50", "5,10,20,50,100,200"
-ENDPOINT = {"name": "ode-scipy", "method": "DOP853", "max_nfe": 5000}
-TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
-EXACT_TOLERANCE = {"rtol": 1e-10, "atol": 1e-10}
 
 
 @click.command(name="bench")
@@ -30,23 +26,38 @@ EXACT_TOLERANCE = {"rtol": 1e-10, "atol": 1e-10}
 @click.option(
     "--exact",
     is_flag=True,
-    help="Against a mixture whose score, moments and law are known, not a model.",
+    help="Against laws whose score, moments and draws are known, not a model.",
 )
-@click.option("--sde", metavar="NAME", help="Process of --exact.  [default: vp]")
-@click.option("--dim", type=click.IntRange(1, 256), help="Dimension of --exact.  [default: 2]")
+@click.option("--sde", "sdes", multiple=True, metavar="NAMES", help="Of --exact.  [default: vp]")
+@click.option(
+    "--law", "laws", multiple=True, metavar="NAMES",
+    help="Of --exact: overlapping, separated, narrow.  [default: overlapping]",
+)  # fmt: skip
+@click.option(
+    "--dim", "dims", multiple=True, metavar="NUMBERS",
+    help="Dimensions of each law, 1 to 4096.  [default: 2]",
+)  # fmt: skip
 @click.option(
     "--solvers",
-    default="heun,ddim,ancestral",
+    multiple=True,
+    default=("heun,ddim,ancestral",),
     show_default=True,
     metavar="NAMES",
-    help="Comma-separated; a field is set as in ddim:eta=0.5.",
+    help="One that chooses its steps runs once: runge-kutta:rtol=1e-3:atol=1e-3.",
 )
 @click.option(
-    "--steps",
-    metavar="NUMBERS",
-    help=f"Comma-separated.  [default: {STEPS}; --exact: {EXACT_STEPS}]",
-)
-@click.option("--grid", metavar="NAME", help="For all solvers; by default each its own.")
+    "--grids", "--grid", "grids", multiple=True, metavar="NAMES",
+    help="Each solver on each of them; by default each on its own.",
+)  # fmt: skip
+@click.option(
+    "--steps", multiple=True, metavar="NUMBERS",
+    help=f"Step counts.  [default: {STEPS}; --exact: {EXACT_STEPS}]",
+)  # fmt: skip
+@click.option(
+    "--nfe", multiple=True, metavar="NUMBERS",
+    help="Budgets instead: the most steps whose evaluations, the last denoising included, do not "
+    "exceed it.",
+)  # fmt: skip
 @click.option(
     "--samples",
     type=click.IntRange(min=2),
@@ -57,14 +68,15 @@ EXACT_TOLERANCE = {"rtol": 1e-10, "atol": 1e-10}
 @click.option(
     "--endpoint",
     is_flag=True,
-    help="For a model too, the distance to the converged ODE (some hundred evaluations).",
+    help="For a model too, the distance to the converged ODE (some hundred evaluations, twice).",
 )
 @click.option(
     "--repeats",
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="Runs of each row; the median time of all but the first.",
+    help="Runs of each row with seeds of their own: intervals for every measure; the median time "
+    "of all but the first.",
 )
 @click.option(
     "--batch",
@@ -75,7 +87,7 @@ EXACT_TOLERANCE = {"rtol": 1e-10, "atol": 1e-10}
 )
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="DIR",
-    help="Folder of bench.csv, .json, .png.  [default: RUN/bench or bench-NAME]",
+    help="Folder of bench.html, .csv, .json, .png, .svg.  [default: RUN/bench or bench-NAME]",
 )  # fmt: skip
 @options.weights
 @options.seed
@@ -84,11 +96,13 @@ EXACT_TOLERANCE = {"rtol": 1e-10, "atol": 1e-10}
 def command(
     run: str | None,
     exact: bool,
-    sde: str | None,
-    dim: int | None,
-    solvers: str,
-    steps: str | None,
-    grid: str | None,
+    sdes: tuple[str, ...],
+    laws: tuple[str, ...],
+    dims: tuple[str, ...],
+    solvers: tuple[str, ...],
+    grids: tuple[str, ...],
+    steps: tuple[str, ...],
+    nfe: tuple[str, ...],
     samples: int | None,
     data: str | None,
     endpoint: bool,
@@ -100,205 +114,138 @@ def command(
     device_name: str,
     json_file: Path | None,
 ) -> None:
-    """Compare samplers and step counts: error against evaluations, from common start noise.
+    """Compare samplers, grids and step counts: error against evaluations, from common start noise.
 
-    With a model, samples are compared to held-out data; with --exact, to a law known in closed
+    With a model, samples are compared to held-out data; with --exact, to laws known in closed
     form, and the ODE's solvers also to its converged solution. Each error stands beside the floor
-    that real items of the same number reach.
+    that real items of the same number reach. All lists are comma-separated, an option may come
+    several times, and a field is set as in ddim:eta=0.5, karras:rho=3 or vp:beta_max=15.
 
     \b
     Examples:
       scoresde bench
       scoresde bench runs/digits-vp --solvers heun,ddim,ancestral --steps 5,10,20,50
-      scoresde bench --exact --sde ve --solvers heun,ddim,ddim:eta=1,ode --json bench.json
+      scoresde bench runs/digits-vp --solvers unipc,dpmpp-2m --grids karras,logsnr --endpoint
+      scoresde bench --exact --sde vp,ve,edm --solvers heun,ddim,ddim:eta=1,ode
+      scoresde bench --exact --law separated,narrow --dim 2,64 --nfe 5,8,10,20 --repeats 5
     """
-    refuse_mixed(exact, {"RUN": run, "--data": data}, {"--sde": sde, "--dim": dim})
-    counts = numbers(steps or (EXACT_STEPS if exact else STEPS))
-    sections = [section(text) for text in solvers.split(",")]
-    count = samples or (EXACT_SAMPLES if exact else SAMPLES)
+    given = {"--sde": sdes, "--law": laws, "--dim": dims}
+    refuse_mixed(exact, {"RUN": run, "--data": data}, given)
+    if steps and nfe:
+        raise ValueError("--steps and --nfe exclude each other: a budget sets the steps")
+    counts = None if nfe else specs.numbers(steps or (EXACT_STEPS if exact else STEPS,), "--steps")
+    settings: dict[str, Any] = {
+        "solvers": specs.sections(solvers, "solver"),
+        "grids": specs.sections(grids, "grid") or None,
+        "steps": counts,
+        "nfe": specs.numbers(nfe, "--nfe") if nfe else None,
+        "samples": samples or (EXACT_SAMPLES if exact else SAMPLES),
+        "seed": seed or 0,
+        "repeats": repeats,
+        "batch": None if exact else batch,
+    }
+    sections = (
+        specs.sections(sdes or ("vp",), "sde"),
+        specs.sections(laws or ("overlapping",), "law"),
+    )
     run = run or options.DEFAULT_MODEL
-    folder = out or default_folder(None if exact else run, sde or "vp")
+    folder = out or default_folder(None if exact else run, [s["name"] for s in sections[0]])
     for file in filter(None, (folder / "bench.csv", json_file)):
         options.check_writable(file)
-    check_names(sections, grid)
+    check_names(settings)
 
-    from ..bench import compare
-    from ..bench.report import record, table, verdict, write
+    from ..bench import cases
 
-    device, seed = options.pick_device(device_name), seed or 0
-    score: Any
+    device = options.pick_device(device_name)
+    size = {"samples": settings["samples"], "seed": settings["seed"]}
     if exact:
-        score, target, words = exact_case(sde or "vp", dim or 2, count, seed, device)
-        cond: dict[str, Any] = {}
+        processes, problems = build_exact(*sections, dims)
+        found = exact_cases(processes, problems, device, **size)
+        what = exact_words(processes, problems)
     else:
-        score, target, words, cond = model_case(run, weights, data, count, seed, device)
-    reference = {**ENDPOINT, **(EXACT_TOLERANCE if exact else TOLERANCE)}
-    rows = compare(
-        score, target, solvers=sections, steps=counts, grid=grid, samples=count, seed=seed,
-        repeats=repeats, batch=None if exact else batch,
-        endpoint=reference if exact or endpoint else None,
-        progress=sys.stderr.isatty(), **cond,
-    )  # fmt: skip
-    title = f"{words['what']}: {count} samples from common start noise, seed {seed}"
-    content = {
-        "title": title,
-        **words,
-        "settings": {
-            "solvers": sections, "steps": counts, "grid": grid, "samples": count, "seed": seed,
-            "repeats": repeats, "batch": None if exact else batch,
-            "endpoint": reference if exact or endpoint else None,
-            "t_start": score.sde.t_max, "t_end": score.sde.t_min_sampling,
-            "denoise": True, "weights": getattr(score, "weights", None),
-        },
-        "target": target.about,
-        "versions": options.versions(device),
-    }  # fmt: skip
-    write(folder, rows, target.floor, content)
-    options.write_json(json_file, record(rows, target.floor, content))
-    click.echo(f"{title}\n{about(target, words['unit'])}\n")
-    click.echo(table(rows, target.floor))
-    click.echo(f"\n* not above the floor    {verdict(rows, target.floor)}")
-    click.echo(f"written {folder}/bench.png, bench.csv, bench.json")
-    if all(row.nfe is None for row in rows):
-        raise ValueError(f"no solver finished; the first said: {rows[0].message}")
+        case = cases.of_model(run, weights, data, device=device, **size)
+        found, what = iter([case]), case.what
+    outcome = Outcome(what, settings, exact or endpoint)
+    try:
+        for case in found:
+            outcome.add(case)
+    except KeyboardInterrupt:
+        outcome.complete = False
+        if not outcome.rows:
+            raise
+    outcome.write(folder, json_file, device)
+    if not outcome.complete:
+        raise KeyboardInterrupt
+    if all(row.nfe is None for row in outcome.rows):
+        raise ValueError(f"no solver finished; the first said: {outcome.rows[0].message}")
 
 
 def refuse_mixed(exact: bool, of_model: dict[str, Any], of_exact: dict[str, Any]) -> None:
     """Refuses an option that belongs to the other kind of benchmark."""
     for name, value in (of_model if exact else of_exact).items():
-        if value is not None and exact:
+        if value and exact:
             raise ValueError(f"--exact needs no model: leave out {name}")
-        if value is not None:
+        if value:
             raise ValueError(f"{name} belongs to --exact; a model brings its own")
 
 
-def numbers(text: str) -> list[int]:
-    """``"5,10"`` as ``[5, 10]``."""
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise ValueError(f"--steps takes whole numbers such as 5,10,20, got {text!r}")
-    return [int(part) for part in parts]
-
-
-def section(text: str) -> dict[str, Any]:
-    """``"ddim:eta=0.5"`` as ``{"name": "ddim", "eta": 0.5}``."""
-    import yaml
-
-    name, *pairs = (part.strip() for part in text.split(":"))
-    found: dict[str, Any] = {"name": name}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key.strip():
-            raise ValueError(f"solver {text.strip()!r} is not of the form name:key=value")
-        found[key.strip()] = yaml.safe_load(value)
-    return found
-
-
-def default_folder(run: str | None, sde: str) -> Path:
+def default_folder(run: str | None, sdes: list[str]) -> Path:
     """``bench`` in the run's folder; for the zoo and exact cases a folder here."""
     if run is None:
-        return Path(f"bench-exact-{sde}")
+        return Path("-".join(["bench-exact", *dict.fromkeys(sdes)]))
     if run.startswith("zoo:"):
         return Path(f"bench-{run[4:]}")
     return Path(run) / "bench"
 
 
-def check_names(sections: list[dict[str, Any]], grid: str | None) -> None:
+def check_names(settings: dict[str, Any]) -> None:
     """Refuses unknown solvers and grids before anything is loaded."""
     from .. import grids, solvers
     from ..config import build
 
-    for one in sections:
+    for one in settings["solvers"]:
         build(one, solvers, "solver")
-    if grid is not None:
-        build(grid, grids, "grid")
+    for one in settings["grids"] or ():
+        build(one, grids, "grid")
 
 
-def exact_case(
-    name: str, dim: int, samples: int, seed: int, device: torch.device
-) -> tuple[Any, Target, dict[str, Any]]:
-    """The score of the mixture, its target, and what to call them."""
-
+def build_exact(
+    sdes: list[dict[str, Any]], laws: list[dict[str, Any]], dims: tuple[str, ...]
+) -> tuple[list[Any], list[Any]]:
+    """The processes, and every law in every dimension."""
     from .. import sde
-    from ..bench import Target, mixture
-    from ..config import build, describe
-    from ..precision import widest
+    from ..bench import laws as room
+    from ..config import build
 
-    process = build(name, sde, "sde")
-    law = mixture(dim)
-    # The target is computed on the CPU; not every accelerator has float64.
-    dtype = widest(device)
-    score = law.to(device, dtype).score(process)
-    described = describe(process)
-    entries = "1 dimension" if dim == 1 else f"{dim} dimensions"
-    words = {
-        "what": f"exact score, {described['name']}, mixture of 3 Gaussians in {entries}",
-        "unit": "data units",
-        "model": None,
-        "sde": described,
-        "dim": dim,
-    }
-    return score, Target.exact(law, samples=samples, seed=seed), words
+    sizes = specs.numbers(dims or ("2",), "--dim")
+    if max(sizes) > 4096:
+        raise ValueError(f"--dim takes 1 to 4096, got {max(sizes)}")
+    processes = [build(section, sde, "sde") for section in sdes]
+    each = [
+        {"dim": dim, **section} for section in laws
+        for dim in (sizes if "dim" not in section else [section["dim"]])
+    ]  # fmt: skip
+    return processes, [build(section, room, "law") for section in each]
 
 
-def model_case(
-    run: str, weights: str, source: str | None, samples: int, seed: int, device: torch.device
-) -> tuple[ScoreModel, Target, dict[str, Any], dict[str, Any]]:
-    """The model, its target, what to call them, and its conditions."""
-    import torch
+def exact_cases(
+    processes: list[Any], laws: list[Any], device: torch.device, samples: int, seed: int
+) -> Iterator[Case]:
+    """Every law under every process; a law's target serves all of them."""
+    from ..bench import Target, cases
 
-    from ..bench import Target
-    from ..checkpoint import load
-    from ..config import describe
-
-    model = load(run, weights=weights, device=device)
-    train, heldout = splits(run, source)
-    if heldout.shape != model.shape:
-        raise ValueError(
-            f"{heldout.name} has items of {heldout.shape}, the model {run} of {model.shape}"
-        )
-    # Sources without a split of their own may give the same items twice.
-    distinct = not (train.x.shape == heldout.x.shape and torch.equal(train.x, heldout.x))
-    decode = None if model.scaler is None else model.scaler.decode
-    target = Target.of_data(
-        heldout.x, train.x if distinct else None, samples=samples, decode=decode, seed=seed
-    )
-    levels = heldout.levels
-    words = {
-        "what": f"{run}, {describe(model.sde)['name']}, {model.weights} weights, "
-        f"against {heldout.name}",
-        "unit": f"levels 0 to {levels - 1}" if levels else "data units",
-        "model": run,
-        "sde": describe(model.sde),
-        "data": heldout.name,
-    }
-    cond = {}
-    if getattr(model.net, "num_classes", None) is not None and train.y is not None:
-        generator = torch.Generator().manual_seed(seed)
-        chosen = torch.randint(len(train), (samples,), generator=generator)
-        cond["y"] = train.y[chosen].to(device)
-    return model, target, words, cond
+    for law in laws:
+        target = Target.exact(law, samples=samples, seed=seed)
+        for process in processes:
+            yield cases.exact(process, law, target, device)
 
 
-def splits(run: str, source: str | None) -> tuple[Dataset, Dataset]:
-    """Training and held-out items, of the named data or those of the run."""
-    from ..checkpoint import locate
-    from ..config import construct, read_yaml
-    from ..data import DataConfig, load_splits
+def exact_words(processes: list[Any], laws: list[Any]) -> str:
+    """``exact score, vp, overlapping(dim=2)``, or of how many."""
+    from ..bench.row import label
 
-    if source is not None:
-        return load_splits(DataConfig(source=source))
-    stored = read_yaml(locate(run) / "config.yaml").get("data")
-    if stored is None:
-        raise ValueError(f"{run} does not say which data it held out: name them with --data")
-    return load_splits(construct(DataConfig, stored, "data"))
-
-
-def about(target: Target, unit: str) -> str:
-    """What the distances are, in two lines."""
-    facts = target.about
-    return (
-        f"distances between flattened items in {unit}, to {facts['reference_items']} "
-        f"{facts['reference']}; endpoint in the model's range\n"
-        f"floor: {facts['floor']}, {facts['floor_items']} items, 95 % over random splits"
-    )
+    one = len(processes) * len(laws) == 1
+    names = [", ".join(map(label, processes)), ", ".join(map(label, laws))]
+    if len(laws) > 3:
+        names[1] = f"{len(laws)} laws"
+    return ", ".join(["exact score" if one else "exact scores", *names])

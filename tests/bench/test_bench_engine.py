@@ -8,9 +8,10 @@ import torch
 
 import scoresde as sd
 from scoresde.bench import Row, Target, compare, mixture
-from scoresde.bench.engine import label
-from scoresde.bench.report import table, verdict
+from scoresde.bench.engine import against_best
+from scoresde.bench.row import MEASURES, label
 from scoresde.bench.target import moment_errors
+from scoresde.bench.text import doubtful, report, table, verdict
 from scoresde.noise import KeyedNoise
 from scoresde.solvers import DDIM, ODE, PC, Langevin, ODEScipy
 
@@ -181,17 +182,17 @@ def test_a_warning_of_the_sampler_goes_into_the_row(target):
 
 
 def test_times_are_the_median_of_all_runs_but_the_first(target, monkeypatch):
-    from scoresde.bench import engine
+    from scoresde.bench import run
 
     seconds = iter([1e9, 500.0, 3.0, 1.0, 2.0])  # warm-up, then four repeats
-    real = engine.sample
+    real = run.sample
     monkeypatch.setattr(
-        engine, "sample",
-        lambda *a, **k: engine.replace(real(*a, **k), seconds=next(seconds)),
+        run, "sample",
+        lambda *a, **k: run.replace(real(*a, **k), seconds=next(seconds)),
     )  # fmt: skip
     score = LAW.score(sd.VP())
     (row,) = compare(score, target, solvers=["ddim"], steps=[2], samples=20, repeats=4)
-    assert row.seconds == 2.0
+    assert (row.seconds, row.seconds_low, row.seconds_high) == (2.0, 1.0, 3.0)
 
 
 def test_target_of_data_separates_reference_and_floor():
@@ -257,3 +258,122 @@ def test_verdict_takes_the_cheapest_row_at_the_floor():
     assert "no row" in verdict(rows[:1], floor)
     marks = table(rows, floor).splitlines()[2:6]
     assert [line.count("*") for line in marks] == [1, 2, 2, 2]
+
+
+REPEATS = {
+    "solvers": ["heun", "ddim", "ancestral"], "steps": [5, 20], "samples": 150,
+    "endpoint": sd.solvers.RungeKutta(method="dop853", rtol=1e-5, atol=1e-5),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def repeated(target):
+    return compare(LAW.score(sd.VP()), target, repeats=3, seed=7, **REPEATS)
+
+
+def test_repeats_are_runs_with_the_next_seeds_and_rows_their_means(repeated, target):
+    alone = [compare(LAW.score(sd.VP()), target, seed=seed, **REPEATS) for seed in (7, 8, 9)]
+    for i, row in enumerate(repeated):
+        assert row.repeats == 3
+        for measure in MEASURES:
+            values = [getattr(rows[i], measure.key) for rows in alone]
+            if values[0] is None:
+                assert measure.key not in row.runs
+                continue
+            assert row.runs[measure.key] == pytest.approx(values, rel=1e-9)
+            assert len(set(values)) == 3
+            low, high = row.intervals[measure.key]
+            assert low <= getattr(row, measure.key) <= high
+            assert getattr(row, measure.key) == pytest.approx(sum(values) / 3)
+            assert measure.signed or low >= 0
+    assert {m for row in alone[0] for m in row.intervals} == {
+        "endpoint_rms", "endpoint_median", "endpoint_q95", "mmd2",
+    }  # fmt: skip
+
+
+def test_endpoint_quantiles_are_over_samples(target):
+    score, seed = LAW.score(sd.VP()), 3
+    (row,) = compare(score, target, solvers=["heun"], steps=[6], samples=200, seed=seed,
+                     endpoint=TIGHT)  # fmt: skip
+    x_T = sd.VP().prior_sample((200, 2), KeyedNoise(seed), dtype=torch.float64)
+    found, exact = (sd.sample(score, x_T=x_T, solver=s, steps=n).x
+                    for s, n in (("heun", 6), (TIGHT, None)))  # fmt: skip
+    distances = (found - exact).square().mean(1).sqrt()
+    assert row.endpoint_median == pytest.approx(float(distances.median()), rel=0.05)
+    assert row.endpoint_q95 == pytest.approx(float(distances.quantile(0.95)), rel=1e-6)
+    assert row.endpoint_rms == pytest.approx(float(distances.square().mean().sqrt()), rel=1e-6)
+    for key in ("endpoint_rms", "endpoint_median", "endpoint_q95"):
+        low, high = row.intervals[key]
+        assert low < getattr(row, key) < high
+
+
+def test_the_error_of_the_reference_is_that_of_looser_tolerances(target):
+    """Known by a third, much tighter solution: the true error is below what is said."""
+    score = LAW.score(sd.VP())
+    loose = sd.solvers.RungeKutta(rtol=1e-5, atol=1e-5)
+    (row,) = compare(score, target, solvers=["heun"], steps=[400], samples=100, endpoint=loose)
+    x_T = sd.VP().prior_sample((100, 2), KeyedNoise(0), dtype=torch.float64)
+    ends = [sd.sample(score, x_T=x_T, solver=s).x for s in (loose, TIGHT)]
+    true = float((ends[0] - ends[1]).square().mean().sqrt())
+    assert true < row.reference_error < 100 * true
+    assert doubtful(row, "endpoint_rms")
+    assert not doubtful(row, "sliced_w2")
+    (tight,) = compare(score, target, solvers=["heun"], steps=[20], samples=100, endpoint=True)
+    assert tight.reference_error < 1e-9
+    assert not doubtful(tight, "endpoint_rms")
+    assert "~" in table([row], {})
+    assert "~" not in table([tight], {})
+    assert "reference error" in report([row], {})
+
+
+def test_the_ratio_to_the_best_is_paired_and_among_rows_that_cost_no_more():
+    def row(name, nfe, errors, **more):
+        mean = sum(errors) / len(errors)
+        return Row(name, 5, nfe=nfe, endpoint_rms=mean, runs={"endpoint_rms": errors},
+                   repeats=len(errors), converged=True, **more)  # fmt: skip
+
+    rows = [
+        row("cheap", 10, (1.0, 10.0)),
+        row("twice", 11, (2.0, 20.0)),
+        row("best", 20, (0.1, 0.2)),
+        row("elsewhere", 5, (1e-9, 1e-9), law="other"),
+    ]
+    found = against_best(rows)
+    assert [r.vs_best for r in found] == pytest.approx([1, 2, 1, 1])
+    assert found[1].intervals["vs_best"] == pytest.approx((2, 2))  # the noise is shared
+    assert "vs_best" not in found[0].intervals
+
+
+def test_rows_of_several_grids(target):
+    rows = compare(LAW.score(sd.VE(sigma_max=20.0)), target, solvers=["heun", "runge-kutta"],
+                   steps=[8], samples=50,
+                   grids=[{"name": "karras", "rho": 3}, "uniform"])  # fmt: skip
+    assert [r.grid for r in rows] == ["karras(rho=3)", "uniform", None]
+    assert {r.sde for r in rows} == {"ve(sigma_max=20)"}
+    assert rows[0].sliced_w2 != rows[1].sliced_w2
+    assert rows[2].nfe_max >= rows[2].nfe > 0
+
+
+def test_rows_are_told_as_they_are_done(target):
+    told = []
+
+    def stop(row):
+        told.append(row)
+        if len(told) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compare(LAW.score(sd.VP()), target, solvers=["ddim"], steps=[1, 2, 3], samples=20,
+                on_row=stop)  # fmt: skip
+    assert [row.steps for row in told] == [1, 2]
+
+
+def test_a_user_solver_may_fail_in_any_way(target, monkeypatch):
+    def step(*arguments):
+        raise AttributeError("no such thing")
+
+    monkeypatch.setattr(sd.solvers.Heun, "step", step)
+    failed, fine = compare(LAW.score(sd.VP()), target, solvers=["heun", "ddim"], steps=[3],
+                           samples=20)  # fmt: skip
+    assert failed.message == "AttributeError: no such thing"
+    assert fine.converged
