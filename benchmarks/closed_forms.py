@@ -36,6 +36,7 @@ DETERMINISTIC = {
     **{f"unipc ({p} points)": solvers.UniPC(points=p) for p in (1, 2, 3)},
     **{f"lms ({p} points)": solvers.LMS(points=p) for p in (2, 3, 4)},
     **{f"vab ({p} points)": solvers.VAB(points=p) for p in (2, 3, 4)},
+    **{f"vabm ({p} points)": solvers.VABM(points=p) for p in (1, 2, 3)},
     **{f"deis ({p} points)": solvers.DEIS(points=p) for p in (2, 3, 4)},
     "pndm": solvers.PNDM(),
 }

@@ -4,7 +4,7 @@ import torch
 import scoresde as sd
 from scoresde import config, grids
 
-ALL = list(config.names(grids))
+ALL = [name for name in config.names(grids) if name != "tuned"]  # which has points of its own
 
 
 def build(name):
@@ -30,6 +30,7 @@ def test_times_decrease_between_the_ends(sde, name, steps):
         ("quadratic", lambda sde, t: t.sqrt()),
         ("logsnr", lambda sde, t: sde.log_snr(t)),
         ("karras", lambda sde, t: (-sde.log_snr(t) / 7).exp()),
+        ("logistic", lambda sde, t: 1 / (1 + (2 / 3 * sde.log_snr(t)).exp())),
     ],
 )
 def test_steps_are_equal_in_the_variable_of_the_grid(sde, name, spacing):
@@ -71,3 +72,30 @@ def test_equal_steps_to_an_infinite_log_snr_are_refused():
 def test_rho_must_be_positive():
     with pytest.raises(ValueError, match="rho > 0, got 0"):
         grids.Karras(rho=0)
+
+
+def test_logistic_is_uniform_in_the_time_of_the_linear_path():
+    sde = sd.Linear()
+    times = grids.Logistic(width=2.0)(sde, 10, 0.99, 0.01)
+    torch.testing.assert_close(times, torch.linspace(0.99, 0.01, 11, dtype=torch.float64))
+    times = grids.Logistic(width=1.0)(sd.VP(), 10, 1.0, 1e-3)
+    power = sd.VP().sigma(times) ** 2
+    torch.testing.assert_close(power.diff(), power.diff().mean().expand(10))
+
+
+def test_logistic_has_its_shortest_steps_at_its_scale():
+    sde = sd.EDM()
+    steps = sde.log_snr(grids.Logistic(scale=0.1)(sde, 101, 80.0, 0.002))
+    shortest = int(steps.diff().argmin())
+    assert float(-steps[shortest]) > torch.tensor(0.1).log() > float(-steps[shortest + 1])
+
+
+def test_a_tuned_grid_belongs_to_its_times():
+    sde = sd.VP()
+    times = grids.Logistic()(sde, 5, 1.0, 1e-3)
+    tuned = grids.Tuned(tuple(sde.log_snr(times).tolist()))
+    torch.testing.assert_close(tuned(sde, 5, 1.0, 1e-3), times)
+    with pytest.raises(ValueError, match="tuned for 5 steps, not 6"):
+        tuned(sde, 6, 1.0, 1e-3)
+    with pytest.raises(ValueError, match="tuned for t_end=0.001, not 0.01"):
+        tuned(sde, 5, 1.0, 1e-2)

@@ -42,6 +42,9 @@ DETERMINISTIC = [
     solvers.LMS(points=3),
     solvers.VAB(points=2),
     solvers.VAB(points=3),
+    solvers.VABM(points=1),
+    solvers.VABM(points=2),
+    solvers.VABM(points=3),
     solvers.DEIS(points=3),
     solvers.PNDM(),
 ]
