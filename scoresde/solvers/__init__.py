@@ -14,6 +14,7 @@ name                    order      NFE      use
 ``vab``                 3          1        the velocity as a polynomial in the angle
 ``pndm``                2          1        the noise by constant weights
 ``multistep``           any        1        any variable, coordinate, order and corrector
+``rk``                  any        stages   Runge-Kutta by tableau: ``rk4``, ``ralston3``, your own
 ``dpm-2s``              2          2        DPM-Solver: evaluations within the step
 ``dpm-3s``              3          3        the same, two of them
 ``dpmpp-2s``            2          2        the same for the denoised state
@@ -47,6 +48,7 @@ from .pc import PC
 from .pndm import PNDM
 from .sa import SASolver
 from .sde_torch import TorchSDE
+from .tableau import ExplicitRK
 from .unipc import UniPC
 
 __all__ = [
@@ -65,6 +67,7 @@ __all__ = [
     "DPMpp2S",
     "DPMpp3M",
     "EulerMaruyama",
+    "ExplicitRK",
     "Heun",
     "Langevin",
     "Multistep",

@@ -32,7 +32,9 @@ def state(seed=0, shape=(4, 2)):
 
 def test_names():
     expected = "ancestral ddim deis dpm-2s dpm-3s dpmpp-2m dpmpp-2s dpmpp-3m edm euler-maruyama"
-    expected += " heun langevin lms multistep ode ode-scipy pc pndm reverse-diffusion runge-kutta"
+    expected += (
+        " heun langevin lms multistep ode ode-scipy pc pndm reverse-diffusion rk runge-kutta"
+    )
     assert sorted(NAMES) == (expected + " sa sde-dpmpp-2m torchsde unipc vab").split()
     assert config.describe(solvers.PC())["predictor"] == {"name": "reverse-diffusion"}
     assert build(**config.describe(solvers.PC())) == solvers.PC()
@@ -265,7 +267,7 @@ def test_items_of_any_shape(name):
     assert out.x.dtype == torch.float32
 
 
-ONE_TIME = (solvers.Multistep, Singlestep)
+ONE_TIME = (solvers.Multistep, Singlestep, solvers.ExplicitRK)
 OWN_TIMES = [n for n in STEPPED if n != "torchsde" and not issubclass(CLASSES[n], ONE_TIME)]
 
 
