@@ -97,8 +97,8 @@ def sample(
     """Runs the reversed process from the prior, or from ``x_T``, down to ``t_end``.
 
     Noise is keyed by ``seed`` and by the index of the sample, so a sample does not depend on the
-    batch that it is drawn in, if the solver's steps do not (``ode`` and ``ode-scipy`` choose
-    common steps within their tolerances, ``torchsde`` brings its own noise).
+    batch that it is drawn in, unless the solver's steps do (``ode`` and ``ode-scipy`` if told to
+    take the batch ``together``), or its noise (``torchsde`` brings its own).
 
     Args:
         score: ``score(x, t, **cond)`` that carries its ``sde``; a module is put into evaluation

@@ -97,7 +97,7 @@ def compare(
         repeats: runs of each row, >= 1.
         batch: samples drawn at once; all if None.
         endpoint: solver of the probability-flow ODE, tight enough to be the truth, such as
-            ``ODEScipy(method="DOP853", rtol=1e-10, atol=1e-10)``; it adds ``endpoint_rms``.
+            ``RungeKutta("dop853", rtol=1e-10, atol=1e-10)``; it adds ``endpoint_rms``.
         progress: whether to show a bar on stderr after two seconds.
         cond: conditions, one value a sample.
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 BATCH = 256
 SAMPLES, EXACT_SAMPLES = 128, 2000
 STEPS, EXACT_STEPS = "5,10,20,50", "5,10,20,50,100,200"
-ENDPOINT = {"name": "ode-scipy", "method": "DOP853", "max_nfe": 5000}
+ENDPOINT = {"name": "runge-kutta", "method": "dop853", "max_nfe": 5000}
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 EXACT_TOLERANCE = {"rtol": 1e-10, "atol": 1e-10}
 

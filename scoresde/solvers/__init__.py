@@ -26,8 +26,8 @@ name                    order      NFE      use
 ``pc``                  1 (weak)   2        a predictor with Langevin corrections (VE)
 ``langevin``            none       1        corrections alone
 ``runge-kutta``         adaptive   6        probability-flow ODE, each sample at its own pace
-``ode``                 adaptive   6        the same by torchdiffeq, at the pace of the slowest
-``ode-scipy``           adaptive   6        the same by scipy, in float64: the reference
+``ode``                 adaptive   6        the same by torchdiffeq, a sample after the other
+``ode-scipy``           adaptive   6        the same by scipy, in float64
 ``torchsde``            1 (weak)   1 or 2   the reverse SDE by torchsde
 ======================  =========  =======  ===========================================
 """
