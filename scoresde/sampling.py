@@ -40,6 +40,8 @@ class Samples:
         t_end: time at which it stopped, and from which it denoised; the largest of any sample.
         weights: ``"ema"`` or ``"raw"`` for a network, None for other scores.
         log_prob: log-densities in nats, shape ``(B,)``, where they were computed.
+        rounds: calls of the score that had to wait for each other, the last denoising included,
+            where several evaluations of a sample were made at once; None elsewhere.
     """
 
     x: Tensor
@@ -55,6 +57,7 @@ class Samples:
     t_end: float
     weights: str | None
     log_prob: Tensor | None = None
+    rounds: int | None = None
 
     @property
     def mean_nfe(self) -> float | int:
@@ -71,6 +74,7 @@ def join(parts: Sequence[Samples]) -> Samples:
         x=torch.cat([p.x for p in parts]),
         nfe=worst.nfe if isinstance(worst.nfe, int) else torch.cat(counts),
         seconds=sum(p.seconds for p in parts),
+        rounds=max((p.rounds for p in parts if p.rounds is not None), default=None),
     )
 
 
@@ -153,6 +157,7 @@ def sample(
         t_start=start,
         t_end=float(t.max()),
         weights=getattr(score, "weights", None),
+        rounds=None if solution.rounds is None else solution.rounds + reverse.nfe,
     )
 
 

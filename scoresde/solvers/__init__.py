@@ -15,6 +15,7 @@ name                    order      NFE      use
 ``pndm``                2          1        the noise by constant weights
 ``multistep``           any        1        any variable, coordinate, order and corrector
 ``rk``                  any        stages   Runge-Kutta by tableau: ``rk4``, ``ralston3``, your own
+``parallel``            any        more     a method of one evaluation a step, in fewer rounds
 ``dpm-2s``              2          2        DPM-Solver: evaluations within the step
 ``dpm-3s``              3          3        the same, two of them
 ``dpmpp-2s``            2          2        the same for the denoised state
@@ -44,6 +45,7 @@ from .langevin import Langevin
 from .linear import DEIS, LMS, VAB
 from .multistep import Multistep
 from .ode import ODE, ODEScipy
+from .parallel import Parallel
 from .pc import PC
 from .pndm import PNDM
 from .sa import SASolver
@@ -72,6 +74,7 @@ __all__ = [
     "Langevin",
     "Multistep",
     "ODEScipy",
+    "Parallel",
     "ReverseDiffusion",
     "RungeKutta",
     "SASolver",
