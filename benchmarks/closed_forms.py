@@ -38,6 +38,7 @@ DETERMINISTIC = {
     **{f"vab ({p} points)": solvers.VAB(points=p) for p in (2, 3, 4)},
     **{f"deis ({p} points)": solvers.DEIS(points=p) for p in (2, 3, 4)},
     "pndm": solvers.PNDM(),
+    **{f"rk ({m})": solvers.ExplicitRK(m) for m in ("midpoint", "heun2", "ralston3", "rk4")},
 }
 STOCHASTIC = {
     "euler-maruyama": solvers.EulerMaruyama(),

@@ -6,7 +6,7 @@ import torch
 import scoresde as sd
 from scoresde import grids, solvers
 from scoresde.sampling import join
-from scoresde.solvers.parallel import increments
+from scoresde.solvers.affine import increments
 
 f64 = torch.float64
 METHODS = [
