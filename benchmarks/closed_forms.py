@@ -39,6 +39,7 @@ DETERMINISTIC = {
     **{f"vabm ({p} points)": solvers.VABM(points=p) for p in (1, 2, 3)},
     **{f"deis ({p} points)": solvers.DEIS(points=p) for p in (2, 3, 4)},
     "pndm": solvers.PNDM(),
+    **{f"rk ({m})": solvers.ExplicitRK(m) for m in ("midpoint", "heun2", "ralston3", "rk4")},
 }
 STOCHASTIC = {
     "euler-maruyama": solvers.EulerMaruyama(),

@@ -7,13 +7,16 @@ Solvers take their step from neighbouring times, so any grid serves any solver.
 from __future__ import annotations
 
 import math
+import sys
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from .config import ConfigError, build
 from .sde.base import GaussianSDE
 
 
@@ -162,6 +165,21 @@ class Tuned(Grid):
             if not math.isclose(given, float(own), rel_tol=1e-6):
                 raise ValueError(f"this grid was tuned for {name}={float(own):g}, not {given:g}")
         return times
+
+
+def grid_of(section: Any) -> Grid:
+    """The grid that a name, a section or the path of a file of tuned grids describes.
+
+    Raises:
+        ConfigError: for an unknown one, or what is no grid.
+    """
+    name = section.get("name") if isinstance(section, Mapping) else section
+    if isinstance(name, str) and name.endswith((".yaml", ".yml")):
+        return Tuned(file=name)
+    found = build(section, sys.modules[__name__], "grid")
+    if not isinstance(found, Grid):
+        raise ConfigError(f"grid must be a name, a section or a Grid, got {found!r}")
+    return found
 
 
 __all__ = ["Grid", "Karras", "LogSNR", "Logistic", "Quadratic", "Tuned", "Uniform"]

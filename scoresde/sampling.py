@@ -19,7 +19,7 @@ from .noise import KeyedNoise
 from .precision import supported
 from .sde.base import SDE, as_time
 from .solvers.base import Callback, Solver
-from .tuning import grid_of, recall
+from .tuning import recall
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +41,8 @@ class Samples:
         t_end: time at which it stopped, and from which it denoised; the largest of any sample.
         weights: ``"ema"`` or ``"raw"`` for a network, None for other scores.
         log_prob: log-densities in nats, shape ``(B,)``, where they were computed.
+        rounds: calls of the score that had to wait for each other, the last denoising included,
+            where several evaluations of a sample were made at once; None elsewhere.
     """
 
     x: Tensor
@@ -56,6 +58,7 @@ class Samples:
     t_end: float
     weights: str | None
     log_prob: Tensor | None = None
+    rounds: int | None = None
 
     @property
     def mean_nfe(self) -> float | int:
@@ -72,6 +75,7 @@ def join(parts: Sequence[Samples]) -> Samples:
         x=torch.cat([p.x for p in parts]),
         nfe=worst.nfe if isinstance(worst.nfe, int) else torch.cat(counts),
         seconds=sum(p.seconds for p in parts),
+        rounds=max((p.rounds for p in parts if p.rounds is not None), default=None),
     )
 
 
@@ -98,8 +102,8 @@ def sample(
     """Runs the reversed process from the prior, or from ``x_T``, down to ``t_end``.
 
     Noise is keyed by ``seed`` and by the index of the sample, so a sample does not depend on the
-    batch that it is drawn in, if the solver's steps do not (``ode`` and ``ode-scipy`` choose
-    common steps within their tolerances, ``torchsde`` brings its own noise).
+    batch that it is drawn in, unless the solver's steps do (``ode`` and ``ode-scipy`` if told to
+    take the batch ``together``), or its noise (``torchsde`` brings its own).
 
     Args:
         score: ``score(x, t, **cond)`` that carries its ``sde``; a module is put into evaluation
@@ -157,6 +161,7 @@ def sample(
         t_start=start,
         t_end=float(t.max()),
         weights=getattr(score, "weights", None),
+        rounds=None if solution.rounds is None else solution.rounds + reverse.nfe,
     )
 
 
@@ -193,7 +198,7 @@ def _times(
                 "and set its tolerances"
             )
         return None, torch.tensor([start, end], dtype=torch.float64)
-    places = grid_of(method.default_grid if grid is None else grid)
+    places = grids.grid_of(method.default_grid if grid is None else grid)
     if isinstance(places, grids.Tuned):
         places = recall(score, places, method, steps)
         steps = len(places.log_snr) - 1 if steps is None else steps

@@ -191,20 +191,6 @@ def tune(
     )
 
 
-def grid_of(section: Any) -> grids.Grid:
-    """The grid that a name, a section or the path of a file of tuned grids describes.
-
-    Raises:
-        ConfigError: for an unknown one, or what is no grid.
-    """
-    if isinstance(section, str) and section.endswith((".yaml", ".yml")):
-        return grids.Tuned(file=section)
-    found = build(section, grids, "grid")
-    if not isinstance(found, grids.Grid):
-        raise ConfigError(f"grid must be a name, a section or a Grid, got {found!r}")
-    return found
-
-
 def recall(score: Any, grid: grids.Tuned, solver: Solver, steps: int | None) -> grids.Tuned:
     """The points that a tuned grid stands for.
 
@@ -392,4 +378,4 @@ def _points(sde: Any, ladder: Tensor, theta: Tensor) -> Tensor:
     return t - 2 * (sde.sigma(t) / sde.diffusion(t)) ** 2 * (lam - lam.detach())
 
 
-__all__ = ["Tuning", "grid_of", "recall", "tune"]
+__all__ = ["Tuning", "recall", "tune"]

@@ -97,5 +97,5 @@ def test_a_tuned_grid_belongs_to_its_times():
     torch.testing.assert_close(tuned(sde, 5, 1.0, 1e-3), times)
     with pytest.raises(ValueError, match="tuned for 5 steps, not 6"):
         tuned(sde, 6, 1.0, 1e-3)
-    with pytest.raises(ValueError, match="tuned for t_end=0.001, not 0.01"):
+    with pytest.raises(ValueError, match=r"t_end=0\.001, not 0\.01"):
         tuned(sde, 5, 1.0, 1e-2)

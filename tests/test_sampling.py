@@ -62,7 +62,8 @@ def test_defaults_follow_the_process(sde, mixture):
 
 @pytest.mark.parametrize("name", sorted({*config.names(solvers)} - {"langevin"}))
 def test_samples_of_every_solver_have_the_moments_of_the_data(sde, mixture, name):
-    chosen = config.build(name, solvers, "solver")
+    together = {"together": True} if name in ("ode", "ode-scipy") else {}  # for speed
+    chosen = config.build({"name": name, **together}, solvers, "solver")
     steps = None if chosen.default_steps is None else 150 if chosen.stochastic else 50
     x = sd.sample(mixture.score(sde), (500, 2), solver=chosen, steps=steps, seed=1).x
     mean, covariance = mixture.moments()
@@ -99,11 +100,12 @@ def test_seeds_repeat_and_differ(score):
         assert not torch.isclose(draws[0], draws[2]).any()
 
 
-def test_a_series_in_batches_is_the_series(score):
-    whole = sd.sample(score, (7, 2), solver="ancestral", steps=10, seed=3).x
+@pytest.mark.parametrize("solver", ["ancestral", "ode", "ode-scipy"])
+def test_a_series_in_batches_is_the_series(score, solver):
+    settings = {"solver": solver, "steps": 10 if solver == "ancestral" else None, "seed": 3}
+    whole = sd.sample(score, (7, 2), **settings).x
     parts = [
-        sd.sample(score, (n, 2), solver="ancestral", steps=10, seed=3, start_index=i).x
-        for i, n in ((0, 3), (3, 3), (6, 1))
+        sd.sample(score, (n, 2), start_index=i, **settings).x for i, n in ((0, 3), (3, 3), (6, 1))
     ]
     torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-12, atol=1e-12)
 
@@ -138,13 +140,14 @@ def test_the_end_is_denoised(score):
 
 
 def test_a_spent_budget_is_denoised_from_where_it_ended(score):
-    out = sd.sample(score, (4, 2), solver={"name": "ode", "max_nfe": 30})
+    solver = {"name": "ode", "max_nfe": 30, "together": True}
+    out = sd.sample(score, (4, 2), solver=solver)
     assert not out.converged
     assert "stopped after 30 evaluations" in out.message
     assert out.t_end > 1e-3
     assert out.nfe == 31
     assert (out.grid, out.steps) == (None, None)
-    raw = sd.sample(score, (4, 2), solver={"name": "ode", "max_nfe": 30}, denoise=False)
+    raw = sd.sample(score, (4, 2), solver=solver, denoise=False)
     torch.testing.assert_close(out.x, score.denoise(raw.x, raw.t_end))
 
 

@@ -16,10 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import grids as places
 from .. import solvers as room
 from ..config import build
-from ..grids import Grid
+from ..grids import Grid, grid_of
 from ..sampling import sample
 from ..sde.base import match
 from ..solvers.base import Solver
@@ -77,7 +76,7 @@ def plan(
         ValueError: for an empty list or a count below 1.
     """
     chosen: list[Solver] = [build(section, room, "solver") for section in solvers]
-    wanted = None if grids is None else [build(section, places, "grid") for section in grids]
+    wanted = None if grids is None else [grid_of(section) for section in grids]
     counts = steps if budgets is None else budgets
     if not chosen or not counts or wanted == []:
         raise ValueError("compare needs at least one solver, one grid and one step count")
@@ -89,7 +88,7 @@ def plan(
         if solver.default_steps is None or solver.default_grid is None:
             trials.append(Trial(solver))
             continue
-        for grid in wanted or [build(solver.default_grid, places, "grid")]:
+        for grid in wanted or [grid_of(solver.default_grid)]:
             found = (
                 [Trial(solver, grid, count) for count in counts]
                 if budgets is None

@@ -200,13 +200,14 @@ def default_folder(run: str | None, sdes: list[str]) -> Path:
 
 def check_names(settings: dict[str, Any]) -> None:
     """Refuses unknown solvers and grids before anything is loaded."""
-    from .. import grids, solvers
+    from .. import solvers
     from ..config import build
+    from ..grids import grid_of
 
     for one in settings["solvers"]:
         build(one, solvers, "solver")
     for one in settings["grids"] or ():
-        build(one, grids, "grid")
+        grid_of(one)
 
 
 def build_exact(

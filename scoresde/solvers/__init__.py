@@ -15,6 +15,8 @@ name                    order      NFE      use
 ``vabm``                4          1        the same with a corrector that costs nothing
 ``pndm``                2          1        the noise by constant weights
 ``multistep``           any        1        any variable, coordinate, order and corrector
+``rk``                  any        stages   Runge-Kutta by tableau: ``rk4``, ``ralston3``, your own
+``parallel``            any        more     a method of one evaluation a step, in fewer rounds
 ``dpm-2s``              2          2        DPM-Solver: evaluations within the step
 ``dpm-3s``              3          3        the same, two of them
 ``dpmpp-2s``            2          2        the same for the denoised state
@@ -26,8 +28,8 @@ name                    order      NFE      use
 ``pc``                  1 (weak)   2        a predictor with Langevin corrections (VE)
 ``langevin``            none       1        corrections alone
 ``runge-kutta``         adaptive   6        probability-flow ODE, each sample at its own pace
-``ode``                 adaptive   6        the same by torchdiffeq, at the pace of the slowest
-``ode-scipy``           adaptive   6        the same by scipy, in float64: the reference
+``ode``                 adaptive   6        the same by torchdiffeq, a sample after the other
+``ode-scipy``           adaptive   6        the same by scipy, in float64
 ``torchsde``            1 (weak)   1 or 2   the reverse SDE by torchsde
 ======================  =========  =======  ===========================================
 """
@@ -44,10 +46,12 @@ from .langevin import Langevin
 from .linear import DEIS, LMS, VAB, VABM
 from .multistep import Multistep
 from .ode import ODE, ODEScipy
+from .parallel import Parallel
 from .pc import PC
 from .pndm import PNDM
 from .sa import SASolver
 from .sde_torch import TorchSDE
+from .tableau import ExplicitRK
 from .unipc import UniPC
 
 __all__ = [
@@ -67,10 +71,12 @@ __all__ = [
     "DPMpp2S",
     "DPMpp3M",
     "EulerMaruyama",
+    "ExplicitRK",
     "Heun",
     "Langevin",
     "Multistep",
     "ODEScipy",
+    "Parallel",
     "ReverseDiffusion",
     "RungeKutta",
     "SASolver",

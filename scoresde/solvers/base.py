@@ -32,7 +32,8 @@ class Solution(NamedTuple):
 
     ``t`` is the target unless the solver gave up on the way, and ``message`` then says why. A
     solver whose steps differ between samples gives ``t``, where that does, and ``nfe``, as
-    tensors of shape ``(B,)``; otherwise the reversed process has counted its evaluations.
+    tensors of shape ``(B,)``; otherwise the reversed process has counted its evaluations. Where
+    many evaluations of a sample are made at once, ``rounds`` counts the calls of the score.
     """
 
     x: Tensor
@@ -40,6 +41,7 @@ class Solution(NamedTuple):
     converged: bool = True
     message: str = ""
     nfe: Tensor | None = None
+    rounds: int | None = None
 
 
 @dataclass(frozen=True)

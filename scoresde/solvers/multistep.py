@@ -65,6 +65,8 @@ class History:
     """The noise that was added there."""
     left: int | None = None
     """Steps of the grid that are still to be taken."""
+    ahead: Level | None = None
+    """Where the step before has led to: most often where this one starts."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,9 @@ class Multistep(Solver):
     ) -> tuple[Tensor, History]:
         """One evaluation at ``t``, the correction of ``x`` by it, and the prediction at ``s``."""
         past = state or History()
-        here, ahead = level(reverse.sde, t), level(reverse.sde, s)
+        here, ahead = past.ahead, level(reverse.sde, s)
+        if here is None or here.t is not t:  # known from the step before, within a run
+            here = level(reverse.sde, t)
         levels = (here, *past.levels)
         values = (self.value(reverse, x, here), *past.values)
         if self.corrector and past.before is not None:
@@ -145,7 +149,7 @@ class Multistep(Solver):
             kick = ahead.sigma * gap.sqrt() * gaussian(x, noise)
             predicted = predicted + kick
         keep = max(self.points, self.corrector) - 1
-        return predicted, History(levels[:keep], values[:keep], x, tau, kick, left)
+        return predicted, History(levels[:keep], values[:keep], x, tau, kick, left, ahead)
 
     def value(self, reverse: Reverse, x: Tensor, here: Level) -> Tensor:
         """``V``, one evaluation."""
@@ -263,13 +267,11 @@ def secant(
 
 
 def lagrange(nodes: Tensor, at: Tensor) -> Tensor:
-    """``L_j(at)``, shape ``(len(nodes), len(at))``."""
-    basis = torch.ones(len(nodes), len(at), dtype=at.dtype)
-    for j, node in enumerate(nodes):
-        for k, other in enumerate(nodes):
-            if j != k:
-                basis[j] *= (at - other) / (node - other)
-    return basis
+    """``L_j(at) = prod_{k != j} (at - c_k)/(c_j - c_k)``, shape ``(len(nodes), len(at))``."""
+    same = torch.eye(len(nodes), dtype=torch.bool)[..., None]
+    above = (at - nodes[:, None]).expand(len(nodes), -1, -1)
+    below = nodes[:, None, None] - nodes[None, :, None]
+    return torch.where(same, 1.0, above / torch.where(same, 1.0, below)).prod(1)
 
 
 @cache

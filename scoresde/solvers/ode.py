@@ -1,15 +1,20 @@
-r"""The probability-flow ODE by general-purpose adaptive methods.
+r"""The probability-flow ODE by general-purpose adaptive methods of other libraries.
 
     dx/dt = f(x, t) - g(t)^2/2 score(x, t),    t from t_start to t_end
 
 ``ODE`` runs torchdiffeq on the device of the state; ``ODEScipy`` runs scipy on the CPU with a
-float64 state, and is the reference. Neither evaluates outside ``[t_end, t_start]``, and both stop
-after ``max_nfe`` evaluations with the state that they have reached. torchdiffeq takes one step for
-the whole batch, here as short as its worst sample needs: no sample hides in the batch's mean.
+float64 state. Both choose one step for all that they are given, so they are given one sample at a
+time, which is then the same in any batch; ``together`` gives them the batch. Neither evaluates
+outside ``[t_end, t_start]``, and both stop after ``max_nfe`` evaluations with the state that they
+have reached. :class:`.adaptive.RungeKutta` has steps of each sample's own within one batch.
+
+scipy's implicit methods (Radau, BDF, LSODA) are left out: they ask for the D x D Jacobian of the
+score, D evaluations by differences, where explicit methods need a few dozen.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -22,6 +27,7 @@ from ..noise import NoiseSource
 from ..precision import name_of, tolerance, widest
 from ..sde.base import Reverse, as_time
 from .base import Callback, Solution, Solver, non_finite
+from .runge_kutta import first_of
 
 
 class _SpentError(Exception):
@@ -78,6 +84,64 @@ class AdaptiveODE(Solver):
         """Solves from ``t`` to ``s``, shape ``()``, by as many steps as it takes."""
         return self.integrate(reverse, x, torch.stack([t, s]), noise).x, state
 
+
+@dataclass(frozen=True)
+class Adapter(AdaptiveODE):
+    """A library whose methods know one step and one error: a sample at a time, or all together.
+
+    Args:
+        together: whether the batch is solved as one state. Fewer, larger calls of the score are
+            faster on an accelerator, but then a sample depends on the batch that it is drawn in,
+            within the tolerances, and ``max_nfe`` is the batch's. By default each sample is solved
+            by itself, and ``max_nfe`` is its own. A callback is told the largest time of any
+            sample, and is shown each at its own.
+    """
+
+    together: bool = False
+
+    def integrate(
+        self,
+        reverse: Reverse,
+        x: Tensor,
+        times: Tensor,
+        noise: NoiseSource | None = None,
+        callback: Callback | None = None,
+    ) -> Solution:
+        """Solves from ``times[0]`` to ``times[-1]``; see :meth:`Solver.integrate`."""
+        self.check(reverse)
+        if self.together:
+            return self.solve(reverse, x, times, callback)
+        arrived, nfe, failures = x.clone(), [], {}
+        at = torch.full((len(x),), float(times[0]), dtype=torch.float64)
+        count = 0
+        for i in range(len(x)):
+
+            def report(step: int, t: float, state: Tensor, i: int = i) -> None:
+                nonlocal count
+                count += 1
+                arrived[i], at[i] = state[0], t
+                assert callback is not None
+                callback(count, float(at.max()), arrived.clone())
+
+            part = reverse.part(torch.tensor([i], device=x.device))
+            found = self.solve(part, x[i : i + 1], times, None if callback is None else report)
+            arrived[i], at[i] = found.x[0], found.t
+            nfe.append(part.nfe)
+            if not found.converged:
+                failures[i] = found.message
+        counts = torch.tensor(nfe, device=x.device)
+        if not failures:
+            return Solution(arrived, float(times[-1]), nfe=counts)
+        item, reason = first_of(failures)
+        t = at.to(x.device, widest(x.device))
+        return Solution(arrived, t, False, f"sample {item}: {reason}", counts)
+
+    @abstractmethod
+    def solve(
+        self, reverse: Reverse, x: Tensor, times: Tensor, callback: Callback | None
+    ) -> Solution:
+        """Solves ``x`` as one state; the reversed process counts the evaluations."""
+
     def _field(self, reverse: Reverse, times: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         """The drift, kept inside the interval and within the budget."""
         low, high = float(times[-1]), float(times[0])
@@ -108,7 +172,7 @@ class AdaptiveODE(Solver):
 
 
 @dataclass(frozen=True)
-class ODE(AdaptiveODE):
+class ODE(Adapter):
     """torchdiffeq on the device of the state.
 
     Sources: https://github.com/rtqichen/torchdiffeq; A family of embedded Runge-Kutta formulae
@@ -124,18 +188,12 @@ class ODE(AdaptiveODE):
         "adaptive_heun": (2, 1),
     }
 
-    def integrate(
-        self,
-        reverse: Reverse,
-        x: Tensor,
-        times: Tensor,
-        noise: NoiseSource | None = None,
-        callback: Callback | None = None,
+    def solve(
+        self, reverse: Reverse, x: Tensor, times: Tensor, callback: Callback | None
     ) -> Solution:
-        """Solves from ``times[0]`` to ``times[-1]``; see :meth:`Solver.integrate`."""
+        """Solves ``x`` as one state, its error that of its worst sample."""
         from torchdiffeq import odeint
 
-        self.check(reverse)
         clock = widest(x.device)
         rtol, atol = tolerance(self.rtol, x.dtype), tolerance(self.atol, x.dtype)
         ends = times[[0, -1]].to(x.device, clock)
@@ -171,11 +229,10 @@ class ODE(AdaptiveODE):
 
 
 @dataclass(frozen=True)
-class ODEScipy(AdaptiveODE):
+class ODEScipy(Adapter):
     """scipy's explicit Runge-Kutta methods, with a float64 state on the CPU.
 
-    The score is evaluated on the device and in the dtype of ``x``. The step is common to the
-    batch, and its error the root mean square over the whole of it.
+    The score is evaluated on the device and in the dtype of ``x``.
 
     Source: https://docs.scipy.org/doc/scipy/reference/integrate.html.
     """
@@ -188,18 +245,12 @@ class ODEScipy(AdaptiveODE):
         "DOP853": (8, 11),
     }
 
-    def integrate(
-        self,
-        reverse: Reverse,
-        x: Tensor,
-        times: Tensor,
-        noise: NoiseSource | None = None,
-        callback: Callback | None = None,
+    def solve(
+        self, reverse: Reverse, x: Tensor, times: Tensor, callback: Callback | None
     ) -> Solution:
-        """Solves from ``times[0]`` to ``times[-1]``; see :meth:`Solver.integrate`."""
+        """Solves ``x`` as one state, its error the root mean square over the whole of it."""
         from scipy import integrate
 
-        self.check(reverse)
         field = self._field(reverse, times)
         start, end = float(times[0]), float(times[-1])
 

@@ -7,9 +7,8 @@ import scoresde as sd
 from scoresde import solvers
 from scoresde.noise import KeyedNoise
 
-ADAPTIVE = [solvers.ODE(m) for m in solvers.ODE.methods] + [
-    kind(m) for kind in (solvers.ODEScipy, solvers.RungeKutta) for m in kind.methods
-]
+KINDS = (solvers.ODE, solvers.ODEScipy, solvers.RungeKutta)
+ADAPTIVE = [kind(m) for kind in KINDS for m in kind.methods]
 ENDS = torch.tensor([1.0, 1e-3], dtype=torch.float64)
 
 
@@ -28,7 +27,9 @@ def score(mixture):
 
 @pytest.fixture
 def exact(score):
-    return solve(solvers.ODEScipy("DOP853", rtol=1e-11, atol=1e-11), score, prior()).x
+    return solve(
+        solvers.ODEScipy("DOP853", rtol=1e-11, atol=1e-11, together=True), score, prior()
+    ).x
 
 
 @pytest.mark.parametrize("solver", ADAPTIVE, ids=repr)
@@ -39,12 +40,73 @@ def test_the_error_follows_the_tolerance(score, exact, solver):
         out = solve(tight, score, prior())
         assert out.converged
         assert out.t == 1e-3
+        assert out.nfe.shape == (8,)
         assert (out.x - exact).abs().max() < 100 * tolerance
+
+
+@pytest.mark.parametrize("kind", [solvers.ODE, solvers.ODEScipy])
+def test_all_together_is_as_exact_and_counts_once(score, exact, kind):
+    solver = kind(together=True)
+    reverse = solver.reverse(score)
+    out = solver.integrate(reverse, prior(), ENDS)
+    assert out.nfe is None
+    assert reverse.nfe > 0
+    assert (out.x - exact).abs().max() < 1e-3
+    apart = solve(kind(), score, prior())
+    assert len(set(apart.nfe.tolist())) > 1
+    assert not torch.equal(apart.x, out.x)  # the steps are others
+
+
+@pytest.mark.parametrize("kind", [solvers.ODE, solvers.ODEScipy])
+def test_samples_do_not_depend_on_their_batch(sde, mixture, kind):
+    score = mixture.score(sde)
+    settings = {"solver": kind(rtol=1e-3, atol=1e-3), "dtype": torch.float64}
+    whole = sd.sample(score, (5, 2), **settings)
+    for start, count in ((3, 1), (1, 2)):
+        part = sd.sample(score, (count, 2), start_index=start, **settings)
+        assert torch.equal(part.x, whole.x[start : start + count])
+        assert torch.equal(part.nfe, whole.nfe[start : start + count])
+
+
+@pytest.mark.parametrize("kind", [solvers.ODE, solvers.ODEScipy])
+def test_conditions_go_with_their_samples(kind):
+    sde = sd.VP()
+
+    def score(x, t, y):
+        assert len(y) == len(x)
+        std2 = (0.3 * sde.alpha(t)) ** 2 + sde.sigma(t) ** 2
+        return -(x - sde.alpha(t) * y[:, None]) / std2
+
+    score.sde = sde
+    y = torch.tensor([0.0, 3.0, -2.0], dtype=torch.float64)
+    out = sd.sample(score, (3, 1), solver=kind(), dtype=torch.float64, y=y)
+    z = sde.prior_sample((3, 1), KeyedNoise(0), dtype=torch.float64)[:, 0]
+
+    def law(t):
+        return sde.alpha(t) * y, ((0.3 * sde.alpha(t)) ** 2 + sde.sigma(t) ** 2).sqrt()
+
+    (m_T, s_T), (m, s), end = law(1.0), law(1e-3), torch.tensor(1e-3)
+    x = m + s * (z - m_T) / s_T  # the flow keeps the place within the Gaussian
+    exact = (x + sde.sigma(end) ** 2 * score(x[:, None], end, y)[:, 0]) / sde.alpha(end)
+    torch.testing.assert_close(out.x[:, 0], exact, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", [solvers.ODE, solvers.ODEScipy])
+def test_a_callback_sees_each_sample_at_its_time(score, kind):
+    seen, x = [], prior(3)
+    out = solve(kind(), score, x, ENDS, lambda *state: seen.append(state))
+    steps, times, states = zip(*seen, strict=True)
+    assert list(steps) == list(range(1, len(seen) + 1))
+    assert sorted(times, reverse=True) == list(times)
+    assert (times[0], times[-1]) == (1.0, 1e-3)
+    assert torch.equal(states[0][1:], x[1:])  # the first sample moves first
+    assert not torch.equal(states[0][0], x[0])
+    assert torch.equal(states[-1], out.x)
 
 
 @pytest.mark.parametrize("method", list(solvers.ODE.methods))
 def test_an_attempt_costs_what_is_declared(score, method):
-    solver = solvers.ODE(method)
+    solver = solvers.ODE(method, together=True)
     reverse, steps = solver.reverse(score), []
     solver.integrate(reverse, prior(), ENDS, None, lambda i, t, x: steps.append((i, t)))
     assert [i for i, _ in steps] == list(range(1, len(steps) + 1))
@@ -64,14 +126,14 @@ def test_torchdiffeq_does_not_step_past_the_end(score):
         return score(x, t)
 
     recorded.sde = score.sde
-    solve(solvers.ODE(rtol=1e-2, atol=1e-2), recorded, prior())
+    solve(solvers.ODE(rtol=1e-2, atol=1e-2, together=True), recorded, prior())
     assert times.count(1e-3) <= 1  # the last stages come to rest just above
     assert min(times) == pytest.approx(1e-3, rel=1e-12)
 
 
 @pytest.mark.parametrize("kind", [solvers.ODE, solvers.ODEScipy])
 def test_a_spent_budget_returns_what_there_is(score, exact, kind):
-    seen, solver = [], kind(max_nfe=40)
+    seen, solver = [], kind(max_nfe=40, together=True)
     reverse = solver.reverse(score)
     out = solver.integrate(reverse, prior(), ENDS, None, lambda *a: seen.append(a))
     assert reverse.nfe == 40
@@ -84,6 +146,21 @@ def test_a_spent_budget_returns_what_there_is(score, exact, kind):
     assert (rest.x - exact).abs().max() < 1e-3  # the state does belong to the time
 
 
+@pytest.mark.parametrize("kind", [solvers.ODE, solvers.ODEScipy])
+def test_a_budget_is_each_samples_own(score, kind):
+    free = solve(kind(), score, prior())
+    limit = int(free.nfe.sort().values[4])  # enough for some
+    out = solve(kind(max_nfe=limit), score, prior())
+    short = free.nfe > limit
+    assert 0 < short.sum() < 8
+    assert not out.converged
+    assert out.message.startswith(f"sample {int(short.nonzero()[0])}: stopped after {limit} eval")
+    assert torch.equal(out.t > 1e-3, short)
+    assert torch.equal(out.x[~short], free.x[~short])
+    assert (out.nfe[short] == limit).all()
+    assert torch.equal(out.nfe[~short], free.nfe[~short])
+
+
 def test_no_sample_hides_in_the_mean_of_its_batch():
     """One sample costs the same, and is as exact, beside 500 that stand still."""
     sde = sd.VP()
@@ -93,7 +170,7 @@ def test_no_sample_hides_in_the_mean_of_its_batch():
         return torch.cat([modes.score(sde)(x[:1], t), -x[1:]])
 
     score.sde = sde
-    solver, results = solvers.ODE(), []
+    solver, results = solvers.ODE(together=True), []
     for neighbours in (0, 500):
         x = torch.zeros(1 + neighbours, 1, dtype=torch.float64)
         x[0] = 0.01
@@ -103,18 +180,22 @@ def test_no_sample_hides_in_the_mean_of_its_batch():
     assert results[0] == results[1]
 
 
+@pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("kind", [solvers.ODE, solvers.ODEScipy])
-def test_a_score_that_breaks_down_is_reported(score, kind):
+def test_a_score_that_breaks_down_is_reported(score, kind, together):
     def broken(x, t):
         return score(x, t) * (float("nan") if t < 0.5 else 1.0)
 
     broken.sde = score.sde
-    out = solve(kind(), broken, prior(dtype=torch.float32))
+    out = solve(kind(together=together), broken, prior(2, dtype=torch.float32))
+    t = float(torch.as_tensor(out.t).flatten()[0])
     assert not out.converged
-    assert out.t > 0.5
+    assert 0.5 <= t < 1
     assert bool(out.x.isfinite().all())
     assert "float32" in out.message
-    assert f"t={out.t:.6g}" in out.message
+    assert f"t={t:.6g}" in out.message
+    assert together or out.message.startswith("sample 0: ")
+    assert together or out.message.endswith("and 1 more")
 
 
 @pytest.mark.parametrize("kind", [solvers.ODE, solvers.ODEScipy])

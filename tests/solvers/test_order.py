@@ -94,7 +94,8 @@ def test_order_of_the_trajectory(sde, mixture, solver, references):
         references[sde] = flow(score, x, start, end, 1e-12)
 
     # The first step of a multistep method is of order one. On VE it shows below errors of 1e-6.
-    first = 150 if solver == solvers.DPMpp3M() else 400
+    # Adams-Moulton's leading error of order 4 has not yet taken over at 400 steps.
+    first = {solvers.DPMpp3M(): 150, solvers.VABM(): 800}.get(solver, 400)
     coarse, fine = (
         trajectory_error(solver, score, x, grids.LogSNR()(sde, steps, start, end), references[sde])
         for steps in (first, 2 * first)
