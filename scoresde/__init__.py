@@ -29,6 +29,8 @@ _HOMES = {
     "analytic": ["GaussianMixture", "MixtureScore"],
     "training.objective": ["DSM"],
     "sampling": ["Samples", "sample"],
+    "thresholding": ["Threshold"],
+    "latents": ["Interpolation", "Latents", "decode", "encode", "interpolate", "slerp"],
     "likelihood": ["LogProb", "bits_per_dim", "log_prob", "vlb"],
     "checkpoint": ["load"],
     "config": ["ConfigError"],
@@ -60,7 +62,9 @@ __all__ = [
     "Eps",
     "GaussianMixture",
     "GaussianSDE",
+    "Interpolation",
     "Karras",
+    "Latents",
     "Linear",
     "LogProb",
     "MixtureScore",
@@ -70,13 +74,17 @@ __all__ = [
     "Score",
     "ScoreModel",
     "SubVP",
+    "Threshold",
     "V",
     "__version__",
     "bench",
     "bits_per_dim",
     "config",
     "data",
+    "decode",
+    "encode",
     "grids",
+    "interpolate",
     "likelihood",
     "load",
     "log_prob",
@@ -84,6 +92,7 @@ __all__ = [
     "nets",
     "sample",
     "sde",
+    "slerp",
     "solvers",
     "training",
     "vlb",
@@ -94,11 +103,13 @@ if TYPE_CHECKING:
     from .analytic import GaussianMixture, MixtureScore
     from .checkpoint import load
     from .config import ConfigError
+    from .latents import Interpolation, Latents, decode, encode, interpolate, slerp
     from .likelihood import LogProb, bits_per_dim, log_prob, vlb
     from .model import Score, ScoreModel
     from .parameterization import X0, Eps, Karras, RawScore, V
     from .sampling import Samples, sample
     from .sde import DDPM, EDM, SDE, VE, VP, Cosine, GaussianSDE, Linear, Reverse, SubVP
+    from .thresholding import Threshold
     from .training.objective import DSM
 
 

@@ -20,6 +20,9 @@ from .sde.base import GaussianSDE
 class Grid(ABC):
     """Rule that places the times: equal steps in some function of time."""
 
+    for_few_steps: ClassVar[bool] = False
+    """Whether the rule spends its steps where trained networks need them."""
+
     def __call__(self, sde: GaussianSDE, steps: int, t_start: float, t_end: float) -> Tensor:
         """``steps + 1`` times from ``t_start`` down to ``t_end``.
 
@@ -92,6 +95,8 @@ class Karras(Grid):
     """
 
     rho: float = 7.0
+
+    for_few_steps: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.rho > 0:
