@@ -270,7 +270,6 @@ def interpolate(
         k: v.repeat_interleave(count, 0) if isinstance(v, Tensor) and v.ndim else v
         for k, v in settings.items()
     }
-    repeated |= {"t_min": start.t_min, "t_max": start.t_max}
     samples = decode(score, z, **repeated)
     x = samples.x.reshape(n, count, *a.shape[1:])
     errors = [rms(x[:, 0] - a.to(x)), rms(x[:, -1] - b.to(x))]

@@ -13,7 +13,7 @@ from scoresde.noise import KeyedNoise
 
 f64 = torch.float64
 EVERY = [
-    (solvers.EulerMaruyama(eta=0.0), 60),
+    (solvers.EulerMaruyama(eta=0.0), 250),
     (solvers.DDIM(), 60),
     (solvers.Heun(), 60),
     (solvers.DPM2S(), 60),
@@ -24,7 +24,7 @@ EVERY = [
     (solvers.UniPC(points=2), 200),
     (solvers.LMS(points=2), 60),
     (solvers.VAB(points=2), 60),
-    (solvers.DEIS(points=3, coordinate="kappa"), 100),
+    (solvers.DEIS(points=3, coordinate="kappa"), 200),
     (solvers.PNDM(), 60),
 ]
 PROCESSES = [sd.VP(), sd.VE(), sd.EDM(), sd.Linear()]
