@@ -264,7 +264,7 @@ def _warn_of_few(sde: Any, method: Solver, steps: int, grid: grids.Grid) -> None
     else:
         few, has = (
             steps < sde.ode_min_steps,
-            f"{steps} steps on the grid {describe(grid)['name']!r}",
+            f"{steps} step{'s' * (steps > 1)} on the grid {describe(grid)['name']!r}",
         )
         needs = f"the grid 'karras' with {sde.ode_min_nfe} evaluations, {sde.ode_min_steps} steps"
     if few:
