@@ -30,6 +30,8 @@ _HOMES = {
     "training.objective": ["DSM"],
     "sampling": ["Samples", "sample"],
     "tuning": ["Tuning", "tune"],
+    "thresholding": ["Threshold"],
+    "latents": ["Interpolation", "Latents", "decode", "encode", "interpolate", "slerp"],
     "likelihood": ["LogProb", "bits_per_dim", "log_prob", "vlb"],
     "checkpoint": ["load"],
     "config": ["ConfigError"],
@@ -61,7 +63,9 @@ __all__ = [
     "Eps",
     "GaussianMixture",
     "GaussianSDE",
+    "Interpolation",
     "Karras",
+    "Latents",
     "Linear",
     "LogProb",
     "MixtureScore",
@@ -71,6 +75,7 @@ __all__ = [
     "Score",
     "ScoreModel",
     "SubVP",
+    "Threshold",
     "Tuning",
     "V",
     "__version__",
@@ -78,7 +83,10 @@ __all__ = [
     "bits_per_dim",
     "config",
     "data",
+    "decode",
+    "encode",
     "grids",
+    "interpolate",
     "likelihood",
     "load",
     "log_prob",
@@ -86,6 +94,7 @@ __all__ = [
     "nets",
     "sample",
     "sde",
+    "slerp",
     "solvers",
     "training",
     "tune",
@@ -97,11 +106,13 @@ if TYPE_CHECKING:
     from .analytic import GaussianMixture, MixtureScore
     from .checkpoint import load
     from .config import ConfigError
+    from .latents import Interpolation, Latents, decode, encode, interpolate, slerp
     from .likelihood import LogProb, bits_per_dim, log_prob, vlb
     from .model import Score, ScoreModel
     from .parameterization import X0, Eps, Karras, RawScore, V
     from .sampling import Samples, sample
     from .sde import DDPM, EDM, SDE, VE, VP, Cosine, GaussianSDE, Linear, Reverse, SubVP
+    from .thresholding import Threshold
     from .training.objective import DSM
     from .tuning import Tuning, tune
 

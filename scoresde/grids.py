@@ -24,6 +24,9 @@ from .sde.base import GaussianSDE
 class Grid(ABC):
     """Rule that places the times: equal steps in some function of time."""
 
+    for_few_steps: ClassVar[bool] = False
+    """Whether the rule spends its steps where trained networks need them."""
+
     def __call__(self, sde: GaussianSDE, steps: int, t_start: float, t_end: float) -> Tensor:
         """``steps + 1`` times from ``t_start`` down to ``t_end``.
 
@@ -97,6 +100,8 @@ class Karras(Grid):
 
     rho: float = 7.0
 
+    for_few_steps: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         if not self.rho > 0:
             raise ValueError(f"Karras grid needs rho > 0, got {self.rho}")
@@ -124,6 +129,8 @@ class Logistic(Grid):
 
     width: float = 3.0
     scale: float = 1.0
+
+    for_few_steps: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not (self.width > 0 and self.scale > 0):
@@ -153,6 +160,8 @@ class Tuned(Grid):
 
     log_snr: tuple[float, ...] = ()
     file: str | None = None
+
+    for_few_steps: ClassVar[bool] = True
 
     def place(self, sde: GaussianSDE, u: Tensor, t_start: float, t_end: float) -> Tensor:
         """The points, if they are as many and between the same times."""

@@ -113,7 +113,12 @@ class ScoreModel(nn.Module, Score):
 
 @contextmanager
 def evaluating(score: object) -> Iterator[None]:
-    """Puts a module into evaluation mode for the block, and back; other scores pass."""
+    """Puts a module into evaluation mode for the block, and back; other scores pass.
+
+    A score that wraps another, and keeps it as its ``score``, stands for what it wraps.
+    """
+    while not isinstance(score, nn.Module) and hasattr(score, "score"):
+        score = score.score
     if not isinstance(score, nn.Module) or not score.training:
         yield
         return

@@ -83,6 +83,11 @@ class Path:
         t = self.sde.time(-q.log()).clamp(self.t_min, self.t_max)
         return torch.where(s <= 0, self.t_min, torch.where(s >= 1, self.t_max, t))
 
+    def cos(self, s: float | Tensor) -> Tensor:
+        """``cos(th)``, the factor of the data in ``z``, at the fractions ``s``."""
+        q = torch.sinh(3 * torch.atanh(self._start + as_time(s) * self._length))
+        return 1 / torch.hypot(q, torch.ones_like(q))
+
     def __call__(self, s: float | Tensor) -> Point:
         """All coefficients at the fractions ``s``, of its shape."""
         t = self.time(s)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from . import grids, solvers
 from .config import ConfigError, build, describe
+from .likelihood.along import Along, check_density
 from .model import evaluating, home, per_sample
 from .noise import KeyedNoise
 from .precision import supported
 from .sde.base import SDE, as_time
 from .solvers.base import Callback, Solver
+from .thresholding import Threshold
 from .tuning import recall
 
 
@@ -40,7 +42,14 @@ class Samples:
         t_start: time at which sampling started.
         t_end: time at which it stopped, and from which it denoised; the largest of any sample.
         weights: ``"ema"`` or ``"raw"`` for a network, None for other scores.
-        log_prob: log-densities in nats, shape ``(B,)``, where they were computed.
+        denoised: whether ``x`` is ``E[x_0 | x]`` of the state reached, or that state.
+        threshold: mode, quantile and bound of thresholding, None without.
+        log_prob: log-densities in nats of the states ``x`` at ``t_end``, shape ``(B,)``, where
+            they were asked for; nan where the solver did not arrive.
+        log_prob_stderr: their standard errors over the probes, ``(B,)``; 0 if the divergence is
+            exact, nan with one probe, which tells nothing of its own error.
+        divergence: ``"exact"`` or ``"hutchinson"``, where densities were asked for.
+        probes: probes a sample, 0 if exact.
         rounds: calls of the score that had to wait for each other, the last denoising included,
             where several evaluations of a sample were made at once; None elsewhere.
     """
@@ -57,7 +66,12 @@ class Samples:
     t_start: float
     t_end: float
     weights: str | None
+    denoised: bool = True
+    threshold: dict[str, Any] | None = None
     log_prob: Tensor | None = None
+    log_prob_stderr: Tensor | None = None
+    divergence: str | None = None
+    probes: int | None = None
     rounds: int | None = None
 
     @property
@@ -70,15 +84,20 @@ def join(parts: Sequence[Samples]) -> Samples:
     """The samples of several batches as one result; of the first failure, where there is one."""
     worst = next((p for p in parts if not p.converged), parts[0])
     counts = [torch.as_tensor(p.nfe).expand(len(p.x)) for p in parts]
+    scores = [p.log_prob for p in parts if p.log_prob is not None]
+    errors = [p.log_prob_stderr for p in parts if p.log_prob_stderr is not None]
     return replace(
         worst,
         x=torch.cat([p.x for p in parts]),
         nfe=worst.nfe if isinstance(worst.nfe, int) else torch.cat(counts),
         seconds=sum(p.seconds for p in parts),
+        log_prob=torch.cat(scores) if scores else None,
+        log_prob_stderr=torch.cat(errors) if errors else None,
         rounds=max((p.rounds for p in parts if p.rounds is not None), default=None),
     )
 
 
+@torch.inference_mode(False)  # whose tensors carry no graph, which a density needs
 @torch.no_grad()
 def sample(
     score: Any,
@@ -91,7 +110,11 @@ def sample(
     x_T: Tensor | None = None,
     t_start: float | None = None,
     t_end: float | None = None,
-    denoise: bool = True,
+    denoise: bool | None = None,
+    threshold: str | Mapping[str, Any] | None = None,
+    log_prob: bool = False,
+    divergence: str = "hutchinson",
+    probes: int = 1,
     start_index: int = 0,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
@@ -109,7 +132,9 @@ def sample(
         score: ``score(x, t, **cond)`` that carries its ``sde``; a module is put into evaluation
             mode meanwhile.
         shape: ``(B, *item)``; not needed beside ``x_T``.
-        solver: solver, its name or its section; ``score.sde.default_solver`` if None.
+        solver: solver, its name or its section; ``score.sde.default_solver`` if None. The
+            multistep methods take their last steps with all of their points, or with fewer and
+            fewer if their ``lower_last=True`` (False by default).
         steps: number of steps; the solver's own number if None.
         grid: grid, its name or its section; the solver's own if None. ``"tuned"`` stands for the
             points that ``scoresde tune`` saved with the model for this solver and step count.
@@ -118,7 +143,16 @@ def sample(
             stochastic solver's noise is the same with either.
         t_start: time of the state to start from, ``t_max`` if None.
         t_end: time to stop at, ``sde.t_min_sampling`` if None, not below ``sde.t_min``.
-        denoise: whether to end with ``E[x_0 | x]``, one more evaluation.
+        denoise: whether to end with ``E[x_0 | x]``, one more evaluation; by default True,
+            but False with ``log_prob``, since the density is that of the state.
+        threshold: whether denoised data are kept in ``[-1, 1]``: None (the default) leaves them,
+            ``"static"`` clamps, ``"dynamic"`` scales by a quantile as well, and a mapping gives
+            the fields of :class:`scoresde.Threshold`.
+        log_prob: whether to integrate the log-densities of the samples along with them, by a
+            deterministic solver; an evaluation then has a vector-Jacobian product a probe as well.
+        divergence: ``"hutchinson"``, ``"exact"`` (D products), or ``"auto"``: exact up to 32
+            dimensions.
+        probes: Hutchinson probes a sample, those of :func:`scoresde.log_prob` for the same seed.
         start_index: index of the first sample, for a batch out of a longer series.
         device: device of the state; by default that of the score.
         dtype: float32 or float64, of the state; by default that of ``x_T`` or of the score.
@@ -127,20 +161,29 @@ def sample(
         cond: conditions, one value a sample, given to the score at each call.
 
     Raises:
-        ValueError: for a shape, time, step count, dtype or condition that does not fit.
-        ConfigError: for an unknown solver or grid.
+        ValueError: for a shape, time, step count, dtype or condition that does not fit, or for
+            ``log_prob`` with a stochastic solver, a threshold, a denoised end or a later start.
+        ConfigError: for an unknown solver, grid, threshold or divergence.
     """
     began = time.perf_counter()
     sde: SDE = score.sde
-    method = build(sde.default_solver if solver is None else solver, solvers, "solver")
-    if not isinstance(method, Solver):
-        raise ConfigError(f"solver must be a name, a section or a Solver, got {method!r}")
+    method = pick(sde.default_solver if solver is None else solver, solvers, "solver", Solver)
     start, end = _interval(sde, t_start, t_end, x_T is None)
-    places, times = _times(score, method, steps, grid, start, end)
+    if log_prob:
+        check_density(method, sde, start, denoise, threshold)
+    denoise = not log_prob if denoise is None else denoise
+    places, times = place(score, method, steps, grid, start, end)
     noise = KeyedNoise(seed, start_index)
-    x = _initial(score, sde, noise, shape, x_T, device, dtype)
-    reverse = method.reverse(score, **per_sample(cond, x))
-    with evaluating(score), _reporting(callback, progress, len(times) - 1) as report:
+    x = first = initial(score, sde, noise, shape, x_T, device, dtype)
+    led, cond = Threshold.of(score, threshold), per_sample(cond, x)
+    clipped = led.section if isinstance(led, Threshold) else None
+    along = None
+    if log_prob:
+        along = led = Along(score, x, divergence, probes, seed, start_index)
+        x, cond = along.open(x), {**cond, **along.cond}
+        callback = along.showing(callback)
+    reverse = method.reverse(led, **cond)
+    with evaluating(score), reporting(callback, progress, len(times) - 1) as report:
         solution = method.integrate(reverse, x, times, noise, report)
         x, converged, message = solution.x, solution.converged, solution.message
         t = as_time(solution.t, x)
@@ -148,6 +191,9 @@ def sample(
             x = reverse.denoise(x, t)
             if not bool(x.isfinite().all()) and converged:
                 converged, message = False, f"non-finite after denoising at t={float(t.max()):.6g}"
+    density: dict[str, Any] = {}
+    if along is not None:
+        x, density = along.data(x), along.density(first, start, solution, end)
     return Samples(
         x=x,
         nfe=reverse.nfe if solution.nfe is None else reverse.nfe + solution.nfe,
@@ -162,7 +208,18 @@ def sample(
         t_end=float(t.max()),
         weights=getattr(score, "weights", None),
         rounds=None if solution.rounds is None else solution.rounds + reverse.nfe,
+        denoised=denoise,
+        threshold=clipped,
+        **density,
     )
+
+
+def pick(section: Any, package: Any, kind: str, base: type) -> Any:
+    """The object that ``section`` names, of the wanted kind."""
+    chosen = build(section, package, kind)
+    if not isinstance(chosen, base):
+        raise ConfigError(f"{kind} must be a name, a section or a {base.__name__}, got {chosen!r}")
+    return chosen
 
 
 def _interval(
@@ -185,7 +242,7 @@ def _interval(
     return start, end
 
 
-def _times(
+def place(
     score: Any, method: Solver, steps: int | None, grid: Any, start: float, end: float
 ) -> tuple[grids.Grid | None, Tensor]:
     """The grid and its times; no grid and the two ends for a solver that chooses its steps."""
@@ -203,17 +260,32 @@ def _times(
         places = recall(score, places, method, steps)
         steps = len(places.log_snr) - 1 if steps is None else steps
     count = method.default_steps if steps is None else steps
-    if not method.stochastic and count < sde.ode_min_steps and isinstance(places, grids.Uniform):
-        warnings.warn(
-            f"{count} uniform steps of a deterministic solver give noisy samples from trained "
-            f"{type(sde).__name__} models: take grid='karras', {sde.ode_min_steps} steps or more, "
-            f"or solver={sde.default_solver!r}",
-            stacklevel=4,  # the caller of sample(), through no_grad's wrapper
-        )
+    if not method.stochastic:
+        _warn_of_few(sde, method, count, places)
     return places, places(sde, count, start, end)
 
 
-def _initial(
+def _warn_of_few(sde: Any, method: Solver, steps: int, grid: grids.Grid) -> None:
+    """Warns of a deterministic solver with too few steps for the networks of a process (VE)."""
+    nfe = steps * method.nfe_per_step + 1
+    if grid.for_few_steps:
+        few, has, needs = nfe < sde.ode_min_nfe, f"{nfe} evaluations", f"{sde.ode_min_nfe} or more"
+    else:
+        few, has = (
+            steps < sde.ode_min_steps,
+            f"{steps} step{'s' * (steps > 1)} on the grid {describe(grid)['name']!r}",
+        )
+        needs = f"the grid 'karras' with {sde.ode_min_nfe} evaluations, {sde.ode_min_steps} steps"
+    if few:
+        warnings.warn(
+            f"{has} of the deterministic {describe(method)['name']!r} give noisy samples from "
+            f"trained {type(sde).__name__} models: take {needs}, or the solver "
+            f"{sde.default_solver!r}",
+            stacklevel=6,  # the caller of sample(), through the two wrappers around it
+        )
+
+
+def initial(
     score: Any,
     sde: SDE,
     noise: KeyedNoise,
@@ -250,7 +322,9 @@ _DTYPES = (torch.float32, torch.float64)
 
 
 @contextmanager
-def _reporting(callback: Callback | None, progress: bool, steps: int) -> Iterator[Callback | None]:
+def reporting(
+    callback: Callback | None, progress: bool, steps: int, what: str = "sampling"
+) -> Iterator[Callback | None]:
     """The callback, with a bar beside it if wanted."""
     if not progress:
         yield callback
@@ -258,7 +332,7 @@ def _reporting(callback: Callback | None, progress: bool, steps: int) -> Iterato
     from tqdm import tqdm
 
     # A solver that chooses its steps does not know their number.
-    with tqdm(total=steps if steps > 1 else None, desc="sampling", delay=2, leave=False) as bar:
+    with tqdm(total=steps if steps > 1 else None, desc=what, delay=2, leave=False) as bar:
 
         def report(step: int, t: float, x: Tensor) -> None:
             bar.set_postfix(t=f"{t:.4g}", refresh=False)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import scoresde as sd
-from scoresde import config, grids, solvers
+from scoresde import config, grids, sampling, solvers
 from scoresde.noise import KeyedNoise
 
 
@@ -60,6 +60,7 @@ def test_defaults_follow_the_process(sde, mixture):
     assert out.x.dtype == torch.float64
 
 
+@pytest.mark.filterwarnings("ignore:.*noisy samples")
 @pytest.mark.parametrize("name", sorted({*config.names(solvers)} - {"langevin"}))
 def test_samples_of_every_solver_have_the_moments_of_the_data(sde, mixture, name):
     together = {"together": True} if name in ("ode", "ode-scipy") else {}  # for speed
@@ -219,19 +220,77 @@ def test_callback_and_progress(score):
         assert seen[-1][1] == 1e-3
 
 
-def test_few_uniform_ode_steps_on_ve_give_a_warning(mixture):
-    score = mixture.score(sd.VE())
-    with pytest.warns(
-        UserWarning, match="10 uniform steps.*VE models: take grid='karras'"
-    ) as seen:
-        sd.sample(score, (2, 2), solver="ddim", steps=10, grid="uniform")
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"solver": "ddim", "steps": 10, "grid": "uniform"},
+         "10 steps on the grid 'uniform' of the deterministic 'ddim' give noisy samples from "
+         "trained VE models: take the grid 'karras' with 27 evaluations, 100 steps, or the solver "
+         "'pc'"),
+        ({"solver": "ddim", "steps": 99}, "99 steps on the grid 'logsnr'"),
+        ({"solver": "dpmpp-3m"}, "20 steps on the grid 'logsnr'"),
+        ({"solver": "dpmpp-3m", "grid": "karras"}, "21 evaluations of.*take 27 or more, or the"),
+        ({"solver": "heun", "steps": 12}, "25 evaluations of the deterministic 'heun'"),
+    ],
+)  # fmt: skip
+def test_few_ode_steps_on_ve_give_a_warning(mixture, settings, message):
+    with pytest.warns(UserWarning, match=message) as seen:
+        sd.sample(mixture.score(sd.VE()), (2, 2), **settings)
+    assert len(seen) == 1
     assert seen[0].filename == __file__
+
+
+@pytest.mark.parametrize(
+    ("sde", "settings"),
+    [
+        (sd.VE(), {"solver": "ddim", "steps": 100, "grid": "uniform"}),
+        (sd.VE(), {"solver": "heun", "steps": 13}),
+        (sd.VE(), {"solver": "ddim", "steps": 26, "grid": "karras"}),
+        (sd.VE(), {"solver": "ancestral", "steps": 10, "grid": "uniform"}),
+        (sd.VE(), {"solver": "runge-kutta"}),
+        (sd.VE(), {"steps": 5}),
+        (sd.VP(), {"solver": "ddim", "steps": 10, "grid": "uniform"}),
+        (sd.EDM(), {"solver": "dpmpp-3m"}),
+    ],
+)
+def test_others_give_none(mixture, sde, settings):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        sd.sample(score, (2, 2), solver="ddim", steps=100, grid="uniform")
-        sd.sample(score, (2, 2), solver="ddim", steps=10, grid="karras")
-        sd.sample(score, (2, 2), solver="ancestral", steps=10, grid="uniform")
-        sd.sample(mixture.score(sd.VP()), (2, 2), solver="ddim", steps=10, grid="uniform")
+        sd.sample(mixture.score(sde), (2, 2), **settings)
+
+
+def test_the_last_steps_with_fewer_points(score):
+    """``lower_last`` is off by default, and reaches the solver by its section."""
+    settings = {"steps": 3, "denoise": False}
+    plain, off, on = (
+        sd.sample(score, (3, 2), solver=section, **settings)
+        for section in (
+            "dpmpp-3m",
+            {"name": "dpmpp-3m", "lower_last": False},
+            {"name": "dpmpp-3m", "lower_last": True},
+        )
+    )
+    assert torch.equal(plain.x, off.x)
+    assert plain.solver["lower_last"] is False
+    assert on.solver["lower_last"] is True
+    # The second of two steps has one value then: that of DDIM.
+    two = [
+        sd.sample(score, (3, 2), solver=name, steps=2, grid="logsnr", denoise=False).x
+        for name in ({"name": "dpmpp-2m", "lower_last": True}, "ddim")
+    ]
+    torch.testing.assert_close(*two)
+    assert (on.x - plain.x).abs().max() > 1e-3
+
+
+def test_batches_with_densities_are_joined(score):
+    parts = [
+        sd.sample(score, (n, 2), start_index=i, log_prob=True, probes=2, solver="heun", steps=4)
+        for i, n in ((0, 2), (2, 3))
+    ]
+    whole = sampling.join(parts)
+    assert whole.log_prob.shape == whole.log_prob_stderr.shape == (5,)
+    assert (whole.divergence, whole.probes, whole.denoised) == ("hutchinson", 2, False)
+    assert sampling.join([sd.sample(score, (2, 2), steps=2)] * 2).log_prob is None
 
 
 @pytest.mark.parametrize(
@@ -252,6 +311,10 @@ def test_few_uniform_ode_steps_on_ve_give_a_warning(mixture):
         ({"shape": (4, 2), "grid": solvers.DDIM()}, "grid must be a name, a section or a Grid"),
         ({"shape": (4, 2), "solver": "ode", "steps": 9}, "solver 'ode' chooses its own steps"),
         ({"shape": (4, 2), "solver": "ode", "grid": "karras"}, "leave out steps and grid"),
+        (
+            {"shape": (4, 2), "threshold": "dynamc"},
+            "unknown threshold mode 'dynamc'; did you mean",
+        ),
         ({"shape": (4, 2), "dtype": torch.float16}, "float32 or float64, got dtype=torch.float16"),
         ({"shape": (4, 2), "y": torch.zeros(3)}, "condition 'y' has 3 values for 4 samples"),
     ],

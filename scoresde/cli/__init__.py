@@ -8,10 +8,14 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import warnings
 
 import click
 
-COMMANDS = ("train", "sample", "likelihood", "bench", "tune", "info", "check")
+COMMANDS = (
+    "train", "sample", "likelihood", "encode", "decode", "interpolate", "bench", "tune", "info",
+    "check",
+)  # fmt: skip
 
 
 class LazyGroup(click.Group):
@@ -39,7 +43,13 @@ def cli() -> None:
       scoresde train --sde vp          trains on real 8x8 digits in about two minutes
       scoresde sample                  draws MNIST digits from the model that ships with it
       scoresde likelihood              bits/dim of held-out MNIST under that model
+      scoresde interpolate 0 1         the way between two held-out digits, through their latents
     """
+
+
+def _warning(message: Warning | str, *_: object, **__: object) -> str:
+    """A warning as one line, without the place in the code that it comes from."""
+    return f"Warning: {' '.join(str(message).split())}\n"
 
 
 def main() -> None:
@@ -50,6 +60,7 @@ def main() -> None:
     debug = os.environ.get("SCORESDE_DEBUG", "") not in ("", "0")
     # Read when torch loads: threads that spin while they wait crawl beside any busy process.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    warnings.formatwarning = _warning
     try:
         cli.main(standalone_mode=False)
     except click.ClickException as error:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -96,6 +97,16 @@ def key_values(pairs: tuple[str, ...]) -> dict[str, Any]:
     return found
 
 
+def section(text: str | None, option: str) -> Any:
+    """A name or a mapping, read as YAML; None for None."""
+    import yaml
+
+    try:
+        return None if text is None else yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{option} {text!r} is neither a name nor a section") from error
+
+
 def write_json(file: Path | None, content: dict[str, Any]) -> None:
     """Writes the figures whole or not at all, if a file was asked for."""
     if file is not None:
@@ -103,6 +114,20 @@ def write_json(file: Path | None, content: dict[str, Any]) -> None:
 
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, content)
+
+
+@contextmanager
+def whole(file: Path) -> Iterator[Path]:
+    """A path to write to, of the same suffix, which becomes ``file`` if the block succeeds."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = file.with_name(f".{file.stem}.draft{file.suffix}")
+    try:
+        yield draft
+        os.replace(draft, file)
+    except OSError as error:
+        raise ValueError(f"cannot write {file}: {error.strerror or error}") from error
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def speak(line: str) -> None:

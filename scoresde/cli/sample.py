@@ -30,7 +30,34 @@ if TYPE_CHECKING:
 @options.settings("Set a field of the solver, as in --set eta=0.5; may be repeated.")
 @click.option("--t-end", type=float, help="Time at which sampling stops.")
 @click.option(
-    "--denoise/--no-denoise", default=True, show_default=True, help="Final Tweedie step."
+    "--denoise/--no-denoise",
+    default=None,
+    help="Final Tweedie step.  [default: denoise, but not with --log-prob]",
+)
+@click.option(
+    "--threshold",
+    metavar="MODE",
+    help="Keep denoised data in [-1, 1]: static, dynamic, or a section such as "
+    "'{mode: dynamic, quantile: 0.99, bound: 1}'.  [default: none]",
+)
+@click.option(
+    "--log-prob",
+    is_flag=True,
+    help="Log-density of each sample in the same solve, into a .csv beside --out.",
+)
+@click.option(
+    "--divergence",
+    type=click.Choice(["auto", "hutchinson", "exact"]),
+    default="auto",
+    show_default=True,
+    help="Of --log-prob.",
+)
+@click.option(
+    "--probes",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Probes of the Hutchinson estimator of --log-prob.",
 )
 @click.option(
     "--label",
@@ -55,7 +82,11 @@ def command(
     grid: str | None,
     settings: tuple[str, ...],
     t_end: float | None,
-    denoise: bool,
+    denoise: bool | None,
+    threshold: str | None,
+    log_prob: bool,
+    divergence: str,
+    probes: int,
     label: int | None,
     batch: int,
     out: Path | None,
@@ -71,6 +102,8 @@ def command(
       scoresde sample
       scoresde sample runs/digits-vp --solver ancestral --steps 200 -n 100
       scoresde sample runs/digits-vp --solver ddim --set eta=0.5 --out samples.npy
+      scoresde sample --solver dpmpp-3m --set lower_last=true --steps 8 --threshold dynamic
+      scoresde sample --solver runge-kutta --log-prob --probes 4 -n 16
     """
     from .. import solvers
     from ..checkpoint import load
@@ -89,18 +122,25 @@ def command(
     target = out or Path(f"samples-{name}.png")
     options.check_writable(target)
     options.check_writable(json_file)
+    csv_file = target.with_suffix(".csv") if log_prob else None
+    options.check_writable(csv_file)
     if label is not None:
         check_label(model, label)
     drawn = draw(
         model, count, batch, label, device,
         solver=chosen, steps=steps, grid=grid, t_end=t_end, denoise=denoise, seed=seed or 0,
+        threshold=options.section(threshold, "--threshold"), log_prob=log_prob,
+        divergence=divergence, probes=probes,
     )  # fmt: skip
-    write(model, drawn, target)
+    write(model, drawn.x, target)
+    if csv_file is not None:
+        write_densities(drawn, csv_file)
     figures = {
         "model": run,
         "count": count,
         "label": label,
-        "denoise": denoise,
+        "denoise": drawn.denoised,
+        "threshold": drawn.threshold,
         "nfe": drawn.mean_nfe,
         "seconds": drawn.seconds,
         "converged": drawn.converged,
@@ -112,6 +152,7 @@ def command(
         "t_end": drawn.t_end,
         "seed": drawn.seed,
         "weights": drawn.weights,
+        **densities(drawn),
         "versions": options.versions(device),
     }
     options.write_json(json_file, figures)
@@ -122,7 +163,9 @@ def command(
         f"{drawn.seconds:.1f} s, t from {drawn.t_start:g} to {drawn.t_end:g}, "
         f"{drawn.weights} weights, seed {drawn.seed}"
     )
-    click.echo(f"written {target}")
+    if csv_file is not None:
+        click.echo(density_line(drawn))
+    click.echo(f"written {target}" + (f" and {csv_file}" if csv_file is not None else ""))
 
 
 def check_label(model: ScoreModel, label: int) -> None:
@@ -171,17 +214,55 @@ def draw(
     return join(parts)
 
 
-def write(model: ScoreModel, drawn: Samples, file: Path) -> None:
-    """The samples as a picture, or in data units as an array."""
+def densities(drawn: Samples) -> dict[str, Any]:
+    """The log-densities for JSON: nats in model range of the states at ``t_end``."""
+    if drawn.log_prob is None:
+        return {}
+    assert drawn.log_prob_stderr is not None
+    return {
+        "log_prob": drawn.log_prob.tolist(),
+        "log_prob_stderr": drawn.log_prob_stderr.tolist(),
+        "log_prob_mean": float(drawn.log_prob.mean()),
+        "divergence": drawn.divergence,
+        "probes": drawn.probes,
+    }
+
+
+def density_line(drawn: Samples) -> str:
+    """Mean and range of the log-densities in one line."""
+    assert drawn.log_prob is not None
+    values = drawn.log_prob
+    probes = f" of {drawn.probes} probes" if drawn.probes else ""
+    return (
+        f"log-density at t={drawn.t_end:g} in model range: mean {float(values.mean()):.4f} nats, "
+        f"from {float(values.min()):.4f} to {float(values.max()):.4f} "
+        f"({drawn.divergence} divergence{probes})"
+    )
+
+
+def write_densities(drawn: Samples, file: Path) -> None:
+    """One row a sample: its index, nats in model range, and their standard error."""
+    import csv
+
+    assert drawn.log_prob is not None
+    assert drawn.log_prob_stderr is not None
+    with options.whole(file) as draft, open(draft, "w", newline="") as handle:
+        rows = csv.writer(handle)
+        rows.writerow(["item", "nats", "stderr"])
+        pairs = zip(drawn.log_prob.tolist(), drawn.log_prob_stderr.tolist(), strict=True)
+        rows.writerows([i, nats, stderr] for i, (nats, stderr) in enumerate(pairs))
+
+
+def write(model: ScoreModel, x: torch.Tensor, file: Path) -> None:
+    """Items in model range as a picture, or in data units as an array; whole or not at all."""
     import numpy as np
 
     from ..pictures import save_items
 
-    file.parent.mkdir(parents=True, exist_ok=True)
-    items = drawn.x if model.scaler is None else model.scaler.decode(drawn.x)
-    if file.suffix == ".npy":
-        np.save(file, items.cpu().numpy())
-    elif model.scaler is not None and drawn.x.ndim > 3:
-        save_items(file, model.scaler.image(drawn.x))
-    else:
-        save_items(file, items)
+    items = x if model.scaler is None else model.scaler.decode(x)
+    shown = model.scaler.image(x) if model.scaler is not None and x.ndim > 3 else items
+    with options.whole(file) as draft:
+        if file.suffix == ".npy":
+            np.save(draft, items.cpu().numpy())
+        else:
+            save_items(draft, shown)

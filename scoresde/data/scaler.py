@@ -164,6 +164,10 @@ class Scaler:
             return data
         return data.floor().clamp(0, self.levels - 1).to(level_dtype(self.levels))
 
+    def difference(self, z: Tensor) -> Tensor:
+        """Take a difference in model range to units of the data, `z / scale`, `(B, *shape)`."""
+        return z / self._along(self.scale, z)
+
     def log_det(self, shape: tuple[int, ...]) -> float:
         """`log|d model / d data|` of one item of `shape`, the sum of `log|scale|`, in nats.
 

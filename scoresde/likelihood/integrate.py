@@ -69,8 +69,9 @@ def integrate(
     if report is not None:
         report(0.0, flow.path.t_min, 0)
     return solve(
-        flow, y, 0.0, 1.0, PAIRS[method](), norm=flow.norm, rtol=rtol, atol=atol,
-        first_step=flow.path.first_step, max_nfe=max_nfe, report=tell if report else None,
+        flow, y, 0.0, 1.0, PAIRS[method](), norm=lambda error, s: flow.norm(error),
+        rtol=rtol, atol=atol, first_step=flow.path.first_step, max_nfe=max_nfe,
+        report=tell if report else None,
     )  # fmt: skip
 
 

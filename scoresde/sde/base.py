@@ -75,7 +75,9 @@ class SDE(ABC):
     langevin_snr: ClassVar[float] = 0.01
     """Signal-to-noise ratio of the Langevin corrector (Song et al. 2021, table 5)."""
     ode_min_steps: ClassVar[int] = 0
-    """Uniform steps below which a deterministic solver is known to do badly; sampling warns."""
+    """Steps below which a deterministic solver is known to do badly; sampling warns."""
+    ode_min_nfe: ClassVar[int] = 0
+    """The same in evaluations, on a grid that is made for few steps."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.t_min < self.t_max:
@@ -232,6 +234,15 @@ class Reverse:
         """``grad_x log p_t(x)``, one evaluation."""
         self.nfe += 1
         return self._score(x, t, **self.cond)
+
+    def error_norm(self, error: Tensor, alpha: Tensor | None = None) -> Tensor:
+        """Size ``(B,)`` of errors ``(B, N)`` of a sample: the score's own measure, or their RMS.
+
+        A score of a state that holds more than data says so by its ``error_norm``, which is also
+        told the factor of the data where the errors are, ``alpha (B,)`` in their unit.
+        """
+        own = getattr(self._score, "error_norm", None)
+        return error.square().mean(1).sqrt() if own is None else own(error, alpha)
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
         """Drift of the reversed process; time still runs from ``t_max`` down."""

@@ -1,6 +1,6 @@
 r"""The probability-flow ODE with steps and an error control of each sample's own.
 
-    dz/ds = rate(s) (eps_hat - sin(th) z),    s from 1 to 0
+    dz/ds = rate(s) (eps_hat - sin(th) z),    s from 1 to 0, or from 0 to 1 to encode
 
 in the coordinates of :mod:`scoresde.path`, in which every Gaussian process is the same, by the
 methods of :mod:`.runge_kutta`. A sample costs what it needs, and is the same in any batch.
@@ -22,7 +22,7 @@ from .ode import AdaptiveODE
 from .runge_kutta import PAIRS, Solved, first_of, solve
 
 FIRST_STEP = 0.05
-"""First step that is tried, as a fraction of the way: the state is still nearly white noise."""
+"""First step tried away from noise, as a fraction of the way: the state is nearly white noise."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class RungeKutta(AdaptiveODE):
 
     ``rtol`` and ``atol`` bound the root mean square of a sample's error in a step, in units of
     its standard deviation ``sqrt(alpha^2 + sigma^2)``; not below 1e-6 for a float32 state.
-    ``max_nfe`` is a sample's own. A callback is told the largest time of any sample, and is shown
-    each at its own.
+    ``max_nfe`` is a sample's own. A callback is told the time of the sample that has farthest to
+    go, and is shown each at its own.
 
     Sources: see :mod:`scoresde.solvers.runge_kutta`.
     """
@@ -55,8 +55,9 @@ class RungeKutta(AdaptiveODE):
     ) -> Solution:
         """Solves from ``times[0]`` to ``times[-1]``; see :meth:`Solver.integrate`."""
         self.check(reverse)
-        end = float(times[-1])
-        path = Path(reverse.sde, end, float(times[0]))
+        start, end = float(times[0]), float(times[-1])
+        path = Path(reverse.sde, min(start, end), max(start, end))
+        first, last = (1.0, 0.0) if end < start else (0.0, 1.0)
 
         def field(s: Tensor, y: Tensor, rows: Tensor) -> Tensor:
             z = y.reshape(-1, *x.shape[1:])
@@ -73,18 +74,19 @@ class RungeKutta(AdaptiveODE):
             nonlocal attempts
             attempts += 1
             assert callback is not None
-            callback(attempts, float(path.time(done.s.max())), state(done))
+            farthest = done.s.max() if end < start else done.s.min()
+            callback(attempts, float(path.time(farthest)), state(done))
 
         done = solve(
             field,
-            x.flatten(1) * path(1.0).scale,
-            1.0,
-            0.0,
+            x.flatten(1) * path(first).scale,
+            first,
+            last,
             PAIRS[self.method](),
-            norm=lambda error: error.square().mean(1).sqrt(),
+            norm=lambda error, s: reverse.error_norm(error, path.cos(s)),
             rtol=tolerance(self.rtol, x.dtype),
             atol=tolerance(self.atol, x.dtype),
-            first_step=FIRST_STEP,
+            first_step=FIRST_STEP if end < start else path.first_step,
             max_nfe=self.max_nfe,
             report=None if callback is None else report,
         )

@@ -111,7 +111,8 @@ class Solver(ABC):
         Args:
             reverse: the process; its ``eta`` must be the solver's (see :meth:`reverse`).
             x: state at ``times[0]``, shape ``(B, *shape)``.
-            times: decreasing, float64, shape ``(steps + 1,)``.
+            times: decreasing, float64, shape ``(steps + 1,)``; a deterministic solver takes
+                increasing ones as well, from data to noise.
             noise: where noise comes from; torch's global generator if None.
             callback: called as ``callback(step, t, x)`` after each step.
 

@@ -144,7 +144,7 @@ class Adapter(AdaptiveODE):
 
     def _field(self, reverse: Reverse, times: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         """The drift, kept inside the interval and within the budget."""
-        low, high = float(times[-1]), float(times[0])
+        low, high = sorted((float(times[0]), float(times[-1])))
         limit = reverse.nfe + self.max_nfe
 
         def field(t: Tensor, x: Tensor) -> Tensor:
@@ -212,7 +212,11 @@ class ODE(Adapter):
         # torchdiffeq looks for this attribute. Without step_t it would step past the end, outside
         # the trained times, and interpolate back.
         field.callback_step = step_begins  # type: ignore[attr-defined]
-        options = {"norm": _worst, "step_t": ends[-1:], "dtype": clock}
+        options = {
+            "norm": lambda error: reverse.error_norm(error.flatten(1)).max(),  # the worst sample's
+            "step_t": ends[-1:],
+            "dtype": clock,
+        }
         try:
             state = odeint(
                 field, x, ends, rtol=rtol, atol=atol, method=self.method, options=options
@@ -275,8 +279,3 @@ class ODEScipy(Adapter):
         except _SpentError:
             return self._spent(back(y), t, end)
         return Solution(back(y), end)
-
-
-def _worst(error: Tensor) -> Tensor:
-    """Root mean square over each sample, the largest of the batch."""
-    return error.flatten(1).square().mean(1).sqrt().max()

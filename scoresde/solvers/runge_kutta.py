@@ -27,8 +27,8 @@ from torch import Tensor
 
 Field = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``field(s, y, rows)``: derivatives ``(b, N)`` at ``s (b,)``, for ``rows (b,)`` of the batch."""
-Norm = Callable[[Tensor], Tensor]
-"""Size ``(b,)`` of scaled errors ``(b, N)``."""
+Norm = Callable[[Tensor, Tensor], Tensor]
+"""Size ``(b,)`` of scaled errors ``(b, N)`` of steps to ``s (b,)``."""
 SHORTEST = 1e-4
 """Part of the way below which a step that meets values that are not finite is given up."""
 
@@ -167,7 +167,7 @@ def solve(
         target = torch.where(last, end, s + h)
         trial, k_end, error = _attempt(field, pair, s, target, h, y, k, rows)
         scaled = error / (atol + rtol * torch.maximum(y.abs(), trial.abs()))
-        ratio = norm(scaled).cpu().double()  # the one wait for the device
+        ratio = norm(scaled, target).cpu().double()  # the one wait for the device
         accepted = ratio <= 1
         here = accepted.to(y.device)[:, None]
         s = torch.where(accepted, target, s)

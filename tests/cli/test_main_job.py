@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from scoresde.cli import COMMANDS
+
 TINY = ["--set", "net.width=8", "--set", "training.evaluations=1", "--set", "sampling.count=4",
         "--set", "likelihood.items=4", "--set", "sampling.steps=4"]  # fmt: skip
 
@@ -38,7 +40,7 @@ def test_help_is_immediate_and_imports_no_torch(tmp_path):
            "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for command in ("train", "sample", "likelihood", "bench", "info", "check"):
+    for command in COMMANDS:
         assert command in done.stdout
         assert "Example" in run(command, "--help", cwd=tmp_path).stdout
 

@@ -26,7 +26,7 @@ def rms(error):
 
 def run(field, y, start=0.0, end=1.0, method="dopri5", tol=1e-8, **options):
     options = {
-        "norm": rms,
+        "norm": lambda error, s: rms(error),
         "rtol": tol,
         "atol": tol,
         "first_step": 0.1,
