@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from . import grids, solvers
+from .brownian import BrownianPath
 from .config import ConfigError, build, describe
 from .model import evaluating, home, per_sample
 from .noise import KeyedNoise
@@ -36,6 +37,7 @@ class Samples:
         grid: name and fields of the grid; None if the solver chose its steps.
         steps: number of steps; None if the solver chose them.
         seed: seed of all noise.
+        brownian: whether the steps' noise followed one Brownian path a sample.
         t_start: time at which sampling started.
         t_end: time at which it stopped, and from which it denoised; the largest of any sample.
         weights: ``"ema"`` or ``"raw"`` for a network, None for other scores.
@@ -55,6 +57,7 @@ class Samples:
     t_end: float
     weights: str | None
     log_prob: Tensor | None = None
+    brownian: bool = False
 
     @property
     def mean_nfe(self) -> float | int:
@@ -88,6 +91,7 @@ def sample(
     t_end: float | None = None,
     denoise: bool = True,
     start_index: int = 0,
+    brownian: bool = False,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     callback: Callback | None = None,
@@ -98,7 +102,7 @@ def sample(
 
     Noise is keyed by ``seed`` and by the index of the sample, so a sample does not depend on the
     batch that it is drawn in, if the solver's steps do not (``ode`` and ``ode-scipy`` choose
-    common steps within their tolerances, ``torchsde`` brings its own noise).
+    common steps within their tolerances).
 
     Args:
         score: ``score(x, t, **cond)`` that carries its ``sde``; a module is put into evaluation
@@ -114,6 +118,9 @@ def sample(
         t_end: time to stop at, ``sde.t_min_sampling`` if None, not below ``sde.t_min``.
         denoise: whether to end with ``E[x_0 | x]``, one more evaluation.
         start_index: index of the first sample, for a batch out of a longer series.
+        brownian: whether the steps' noise is that of one Brownian path a sample (see
+            :mod:`scoresde.brownian`): then more steps, or another solver of the reverse SDE, come
+            closer to one end point. Other draws, and the prior's, stay as they are.
         device: device of the state; by default that of the score.
         dtype: float32 or float64, of the state; by default that of ``x_T`` or of the score.
         callback: called as ``callback(step, t, x)`` after each step.
@@ -121,7 +128,8 @@ def sample(
         cond: conditions, one value a sample, given to the score at each call.
 
     Raises:
-        ValueError: for a shape, time, step count, dtype or condition that does not fit.
+        ValueError: for a shape, time, step count, dtype or condition that does not fit, or a path
+            for a process without a log-SNR.
         ConfigError: for an unknown solver or grid.
     """
     began = time.perf_counter()
@@ -129,7 +137,10 @@ def sample(
     method = _pick(sde.default_solver if solver is None else solver, solvers, "solver", Solver)
     start, end = _interval(sde, t_start, t_end, x_T is None)
     places, times = _times(sde, method, steps, grid, start, end)
-    noise = KeyedNoise(seed, start_index)
+    brownian = brownian or method.brownian
+    if brownian and not hasattr(sde, "log_snr"):
+        raise ValueError(f"a Brownian path needs a process with a log-SNR, not {sde!r}")
+    noise = BrownianPath(seed, start_index) if brownian else KeyedNoise(seed, start_index)
     x = _initial(score, sde, noise, shape, x_T, device, dtype)
     reverse = method.reverse(score, **per_sample(cond, x))
     with evaluating(score), _reporting(callback, progress, len(times) - 1) as report:
@@ -153,6 +164,7 @@ def sample(
         t_start=start,
         t_end=float(t.max()),
         weights=getattr(score, "weights", None),
+        brownian=brownian,
     )
 
 

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     "--denoise/--no-denoise", default=True, show_default=True, help="Final Tweedie step."
 )
 @click.option(
+    "--brownian", is_flag=True, help="One path of noise an item, whatever the number of steps."
+)
+@click.option(
     "--label",
     type=click.IntRange(min=0),
     help="Class, for a conditional model; by default each in turn.",
@@ -52,6 +55,7 @@ def command(
     settings: tuple[str, ...],
     t_end: float | None,
     denoise: bool,
+    brownian: bool,
     label: int | None,
     batch: int,
     out: Path | None,
@@ -90,6 +94,7 @@ def command(
     drawn = draw(
         model, count, batch, label, device,
         solver=chosen, steps=steps, grid=grid, t_end=t_end, denoise=denoise, seed=seed or 0,
+        brownian=brownian,
     )  # fmt: skip
     write(model, drawn, target)
     figures = {
@@ -107,6 +112,7 @@ def command(
         "t_start": drawn.t_start,
         "t_end": drawn.t_end,
         "seed": drawn.seed,
+        "brownian": drawn.brownian,
         "weights": drawn.weights,
         "versions": options.versions(device),
     }
