@@ -100,11 +100,11 @@ class BrownianPath(PathNoise):
             raise ValueError(f"an increment needs a < b, got a={a.tolist()}, b={b.tolist()}")
         start = ticks(a).clamp_max(TICKS - 1)
         end = torch.maximum(ticks(b), start + 1)
-        span = (end - start).double() * RESOLUTION
+        root = ((end - start).double() * RESOLUTION).sqrt()
         work = workplace(torch.device(device or "cpu"))
-        keep = LENGTH / float(span.min())
-        difference = -self._at(start, shape, work, keep) + self._at(end, shape, work, keep)
-        z = difference / (span.sqrt().to(work)[:, None] if len(span) > 1 else span.sqrt())
+        keep = LENGTH / float(root.min()) ** 2
+        here = self._at(start, shape, work, keep)
+        z = (self._at(end, shape, work, keep) - here) / root.to(work)[:, None]
         return z.reshape(shape).to(device or "cpu", dtype or torch.get_default_dtype())
 
     def at(
@@ -127,17 +127,16 @@ class BrownianPath(PathNoise):
             return self._last[1]
         dims, count = self._dims(shape)
         nodes, weights = series(k)
-        known = self._known if one else {}
-        new = [
-            j
-            for j in range(LEVELS + 1)
-            if bool(weights[:, j].any()) and (j not in known or known[j][0] != int(nodes[0, j]))
-        ]
         total = torch.zeros(shape[0], dims, dtype=torch.float64, device=device)
+        node, known = nodes[0].tolist(), self._known if one else {}
+        bends = weights.any(0).tolist()
         weights = weights.to(device)
-        for j, (node, z) in list(known.items()):
-            if node == int(nodes[0, j]):
-                total.addcmul_(weights[:, j, None], z)
+        new = []
+        for j in range(LEVELS + 1):
+            if j in known and known[j][0] == node[j]:
+                total.addcmul_(weights[:, j, None], known[j][1])
+            elif bends[j]:
+                new.append(j)
         sample = self._samples(shape[0], device)[:, None, None]
         size = max(1, _CHUNK // (shape[0] * count))
         for levels in torch.tensor(new).split(size) if new else ():
@@ -146,7 +145,7 @@ class BrownianPath(PathNoise):
             for j, z in zip(levels.tolist(), normals.unbind(1), strict=True):
                 total.addcmul_(weights[:, j, None], z)
                 if one and 2 ** max(j - 1, 0) <= keep:
-                    known[j] = int(nodes[0, j]), z
+                    known[j] = node[j], z
         if one:
             self._last = int(k), total
         return total
@@ -162,6 +161,11 @@ def ticks(u: Tensor) -> Tensor:
     """The tick at or below each ``u``, int64 on the CPU, flat."""
     place = (u.detach().cpu().double().flatten() - LOW) / RESOLUTION
     return place.clamp(0, TICKS).floor().long()
+
+
+def span(a: Tensor, b: Tensor) -> Tensor:
+    """The time that the path's clock counts from ``a`` to ``b``, a tick or more; ``(n,)``."""
+    return (ticks(b) - ticks(a)).clamp_min(1).double() * RESOLUTION
 
 
 def series(k: Tensor) -> tuple[Tensor, Tensor]:
