@@ -22,16 +22,18 @@ name                    order      NFE      use
 ``euler-maruyama``      1 (weak)   1        the reverse SDE as it stands
 ``reverse-diffusion``   1 (weak)   1        the same, with exact transition coefficients
 ``ancestral``           1 (weak)   1        DDPM's posterior
+``adaptive-sde``        2 (weak)   2        the same, each sample at its own pace
 ``pc``                  1 (weak)   2        a predictor with Langevin corrections (VE)
 ``langevin``            none       1        corrections alone
 ``runge-kutta``         adaptive   6        probability-flow ODE, each sample at its own pace
 ``ode``                 adaptive   6        the same by torchdiffeq, at the pace of the slowest
 ``ode-scipy``           adaptive   6        the same by scipy, in float64: the reference
-``torchsde``            1 (weak)   1 or 2   the reverse SDE by torchsde
+``torchsde``            1 or 2     1 to 4   the reverse SDE by torchsde
 ======================  =========  =======  ===========================================
 """
 
 from .adaptive import RungeKutta
+from .adaptive_sde import AdaptiveSDE
 from .ancestral import Ancestral, ReverseDiffusion
 from .base import Solution, Solver
 from .ddim import DDIM
@@ -60,6 +62,7 @@ __all__ = [
     "PC",
     "PNDM",
     "VAB",
+    "AdaptiveSDE",
     "Ancestral",
     "DPMpp2M",
     "DPMpp2S",
