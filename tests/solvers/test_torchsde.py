@@ -56,7 +56,8 @@ def test_weak_order_and_moments(method):
     coarse, fine = (
         data.weak_error(solver, sde, grids.LogSNR()(sde, steps, 1.0, 1e-3)) for steps in (60, 120)
     )
-    assert order(coarse, fine) == pytest.approx(solver.order, abs=0.15)
+    gain = method in ("midpoint", "reversible_heun")  # the drift of Gaussian data is linear
+    assert order(coarse, fine) == pytest.approx(solver.order + gain, abs=0.15)
     assert fine < 0.05
 
 
