@@ -38,6 +38,35 @@ def philox(counter: tuple[Tensor, ...], key: tuple[int, int]) -> tuple[Tensor, .
     return c0, c1, c2, c3
 
 
+def words(seed: int, sample: Tensor, draw: Tensor, count: int) -> Tensor:
+    """``count`` words of 32 bits, a multiple of 4, for broadcastable samples and draws.
+
+    Args:
+        seed: its low 64 bits are the key.
+        sample: indices, int64, ``(..., 1)``.
+        draw: numbers below 2^32, int64, ``(..., 1)``.
+        count: length of the last axis of the result.
+    """
+    block = torch.arange(count // 4, device=draw.device)
+    key = (seed & _MASK, (seed >> 32) & _MASK)
+    out = philox((block, draw, sample & _MASK, sample >> 32), key)
+    return torch.stack(torch.broadcast_tensors(*out), -1).flatten(-2)
+
+
+def box_muller(bits: Tensor) -> Tensor:
+    """Standard normals, float64, from words of 32 bits of the same shape ``(..., 2 n)``."""
+    uniform = (bits.double() + 0.5) / 2**32
+    half = bits.shape[-1] // 2
+    radius = (-2 * uniform[..., :half].log()).sqrt()
+    angle = 2 * math.pi * uniform[..., half:]
+    return torch.cat([radius * angle.cos(), radius * angle.sin()], -1)
+
+
+def workplace(device: torch.device) -> torch.device:
+    """Where normals for a device are made: there, or on the CPU if it has no float64."""
+    return device if widest(device) == torch.float64 else torch.device("cpu")
+
+
 class KeyedNoise:
     """Source of noise for the samples ``start, start + 1, ...`` of a seed.
 
@@ -56,13 +85,13 @@ class KeyedNoise:
 
     def _words(self, batch: int, count: int, device: torch.device | None) -> Tensor:
         """``(batch, count)`` words of 32 bits of the next draw, ``count`` a multiple of 4."""
-        block = torch.arange(count // 4, device=device)[None, :]
-        sample = torch.arange(self.start, self.start + batch, device=device)[:, None]
-        draw = torch.full_like(block, self.draw)
+        draw = torch.full((1, 1), self.draw, device=device)
         self.draw += 1
-        key = (self.seed & _MASK, (self.seed >> 32) & _MASK)
-        words = philox((block, draw, sample & _MASK, sample >> 32), key)
-        return torch.stack(torch.broadcast_tensors(*words), -1).flatten(1)
+        return words(self.seed, self._samples(batch, device)[:, None], draw, count)
+
+    def _samples(self, batch: int, device: torch.device | None) -> Tensor:
+        """Indices of the samples of this batch, ``(batch,)``."""
+        return torch.arange(self.start, self.start + batch, device=device)
 
     def _dims(self, shape: tuple[int, ...]) -> tuple[int, int]:
         dims = math.prod(shape[1:])
@@ -76,12 +105,8 @@ class KeyedNoise:
     ) -> Tensor:
         """Standard normal draws of ``shape = (B, ...)``."""
         device = torch.device(device or "cpu")
-        work = device if widest(device) == torch.float64 else torch.device("cpu")
         dims, count = self._dims(shape)
-        uniform = (self._words(shape[0], count, work).double() + 0.5) / 2**32
-        radius = (-2 * uniform[:, : count // 2].log()).sqrt()
-        angle = 2 * math.pi * uniform[:, count // 2 :]
-        pair = torch.cat([radius * angle.cos(), radius * angle.sin()], 1)
+        pair = box_muller(self._words(shape[0], count, workplace(device)))
         return pair[:, :dims].reshape(shape).to(device, dtype or torch.get_default_dtype())
 
     def uniform(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from . import grids, solvers
+from .brownian import BrownianPath
 from .config import ConfigError, build, describe
 from .likelihood.along import Along, check_density
 from .model import evaluating, home, per_sample
@@ -39,6 +40,7 @@ class Samples:
         grid: name and fields of the grid; None if the solver chose its steps.
         steps: number of steps; None if the solver chose them.
         seed: seed of all noise.
+        brownian: whether the steps' noise followed one Brownian path a sample.
         t_start: time at which sampling started.
         t_end: time at which it stopped, and from which it denoised; the largest of any sample.
         weights: ``"ema"`` or ``"raw"`` for a network, None for other scores.
@@ -73,6 +75,7 @@ class Samples:
     divergence: str | None = None
     probes: int | None = None
     rounds: int | None = None
+    brownian: bool = False
 
     @property
     def mean_nfe(self) -> float | int:
@@ -116,6 +119,7 @@ def sample(
     divergence: str = "hutchinson",
     probes: int = 1,
     start_index: int = 0,
+    brownian: bool = False,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     callback: Callback | None = None,
@@ -126,7 +130,7 @@ def sample(
 
     Noise is keyed by ``seed`` and by the index of the sample, so a sample does not depend on the
     batch that it is drawn in, unless the solver's steps do (``ode`` and ``ode-scipy`` if told to
-    take the batch ``together``), or its noise (``torchsde`` brings its own).
+    take the batch ``together``).
 
     Args:
         score: ``score(x, t, **cond)`` that carries its ``sde``; a module is put into evaluation
@@ -154,6 +158,9 @@ def sample(
             dimensions.
         probes: Hutchinson probes a sample, those of :func:`scoresde.log_prob` for the same seed.
         start_index: index of the first sample, for a batch out of a longer series.
+        brownian: whether the steps' noise is that of one Brownian path a sample (see
+            :mod:`scoresde.brownian`): then more steps, or another solver of the reverse SDE, come
+            closer to one end point. Other draws, and the prior's, stay as they are.
         device: device of the state; by default that of the score.
         dtype: float32 or float64, of the state; by default that of ``x_T`` or of the score.
         callback: called as ``callback(step, t, x)`` after each step.
@@ -162,7 +169,8 @@ def sample(
 
     Raises:
         ValueError: for a shape, time, step count, dtype or condition that does not fit, or for
-            ``log_prob`` with a stochastic solver, a threshold, a denoised end or a later start.
+            ``log_prob`` with a stochastic solver, a threshold, a denoised end or a later start, or
+            for a path of a process without a log-SNR.
         ConfigError: for an unknown solver, grid, threshold or divergence.
     """
     began = time.perf_counter()
@@ -173,7 +181,10 @@ def sample(
         check_density(method, sde, start, denoise, threshold)
     denoise = not log_prob if denoise is None else denoise
     places, times = place(score, method, steps, grid, start, end)
-    noise = KeyedNoise(seed, start_index)
+    brownian = brownian or method.brownian
+    if brownian and not hasattr(sde, "log_snr"):
+        raise ValueError(f"a Brownian path needs a process with a log-SNR, not {sde!r}")
+    noise = BrownianPath(seed, start_index) if brownian else KeyedNoise(seed, start_index)
     x = first = initial(score, sde, noise, shape, x_T, device, dtype)
     led, cond = Threshold.of(score, threshold), per_sample(cond, x)
     clipped = led.section if isinstance(led, Threshold) else None
@@ -211,6 +222,7 @@ def sample(
         denoised=denoise,
         threshold=clipped,
         **density,
+        brownian=brownian,
     )
 
 

@@ -95,19 +95,23 @@ def test_a_solver_of_the_user(score):
 
 
 def test_seeds_repeat_and_differ(score):
-    for solver in ("ddim", "ancestral", "pc", "torchsde"):
-        draws = [sd.sample(score, (4, 2), solver=solver, steps=5, seed=s).x for s in (0, 0, 1)]
+    for solver in ("ddim", "ancestral", "pc", "torchsde", "adaptive-sde"):
+        steps = None if solver == "adaptive-sde" else 5
+        draws = [sd.sample(score, (4, 2), solver=solver, steps=steps, seed=s).x for s in (0, 0, 1)]
         assert torch.equal(draws[0], draws[1])
         assert not torch.isclose(draws[0], draws[2]).any()
 
 
-@pytest.mark.parametrize("solver", ["ancestral", "ode", "ode-scipy"])
-def test_a_series_in_batches_is_the_series(score, solver):
-    settings = {"solver": solver, "steps": 10 if solver == "ancestral" else None, "seed": 3}
-    whole = sd.sample(score, (7, 2), **settings).x
-    parts = [
-        sd.sample(score, (n, 2), start_index=i, **settings).x for i, n in ((0, 3), (3, 3), (6, 1))
-    ]
+@pytest.mark.parametrize(
+    ("solver", "brownian"),
+    [("ancestral", False), ("ancestral", True), ("pc", True), ("torchsde", False), ("ode", False),
+     ("ode-scipy", False), ("parallel", False)],
+)  # fmt: skip
+def test_a_series_in_batches_is_the_series(score, solver, brownian):
+    steps = None if solver in ("ode", "ode-scipy") else 10
+    how = {"solver": solver, "steps": steps, "seed": 3, "brownian": brownian}
+    whole = sd.sample(score, (7, 2), **how).x
+    parts = [sd.sample(score, (n, 2), start_index=i, **how).x for i, n in ((0, 3), (3, 3), (6, 1))]
     torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-12, atol=1e-12)
 
 

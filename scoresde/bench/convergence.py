@@ -4,23 +4,25 @@ Deterministic methods follow a trajectory: their error is the distance to a tigh
 probability-flow ODE in other variables. Stochastic ones sample a law: on Gaussian data with the
 exact score a scheme is affine in its start and its draws, ``x = A x_T + b + sum_i C_i z_i``; one
 run of unit starts and unit draws gives ``A``, ``b`` and ``C``, and with them the exact mean and
-covariance of what the scheme samples, whose distance to the marginal is the weak error.
+covariance of what the scheme samples, whose distance to the marginal is the weak error. Along one
+Brownian path they follow a trajectory, too: the distance from a fine solution on the same path is
+the strong error, a mean over paths with a standard error.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..noise import KeyedNoise
+from ..brownian import BrownianPath, PathNoise
 from ..sde.base import GaussianSDE, ScoreFn
 from ..solvers.base import Solver
 
 
-class UnitNoise(KeyedNoise):
+class UnitNoise(PathNoise):
     """Noise that is one in a single entry of each row: row ``i d + j`` in entry j of draw i."""
 
     def __init__(self, others: int) -> None:
@@ -42,6 +44,17 @@ class UnitNoise(KeyedNoise):
             noise[start : start + d] = torch.eye(d, device=device, dtype=dtype)
         self.draw += 1
         return noise
+
+    def increment(
+        self,
+        a: float | Tensor,
+        b: float | Tensor,
+        shape: tuple[int, ...],
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """The next draw, whatever the step."""
+        return self.normal(shape, device, dtype)
 
 
 class GaussianData:
@@ -122,6 +135,38 @@ def trajectory_error(
     """Root mean square distance of the solver's end point from the reference."""
     found = solver.integrate(solver.reverse(score), x, times).x
     return float((found - reference).square().mean().sqrt())
+
+
+class StrongError(NamedTuple):
+    """Root mean square distance from a reference over paths, and its standard error."""
+
+    rms: float
+    stderr: float
+
+
+def end_on_path(solver: Solver, score: Any, x: Tensor, times: Tensor, seed: int = 0) -> Tensor:
+    """Where a solver arrives on the Brownian paths of a seed, one for each row of ``x``."""
+    return solver.integrate(solver.reverse(score), x, times, BrownianPath(seed)).x
+
+
+def strong_error(
+    solver: Solver, score: Any, x: Tensor, times: Tensor, reference: Tensor, seed: int = 0
+) -> StrongError:
+    """Strong error of a stochastic solver at ``times[-1]``, with its Monte Carlo error.
+
+    Args:
+        solver: the scheme.
+        score: of the process, with its ``sde``.
+        x: states at ``times[0]``, ``(B, *shape)``.
+        times: decreasing, ``(steps + 1,)``.
+        reference: where the same paths end: :func:`end_on_path` of any solver of the same member
+            of the reverse family, at so many steps that its own error does not count.
+        seed: of the paths.
+    """
+    squares = (end_on_path(solver, score, x, times, seed) - reference).flatten(1).square().mean(1)
+    rms = float(squares.mean().sqrt())
+    spread = float(squares.std()) / len(squares) ** 0.5
+    return StrongError(rms, spread / (2 * rms) if rms else 0.0)  # d sqrt(m) = dm / (2 sqrt(m))
 
 
 def order(coarse: float, fine: float, factor: float = 2.0) -> float:

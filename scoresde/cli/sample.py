@@ -60,6 +60,9 @@ if TYPE_CHECKING:
     help="Probes of the Hutchinson estimator of --log-prob.",
 )
 @click.option(
+    "--brownian", is_flag=True, help="One path of noise an item, whatever the number of steps."
+)
+@click.option(
     "--label",
     type=click.IntRange(min=0),
     help="Class, for a conditional model; by default each in turn.",
@@ -87,6 +90,7 @@ def command(
     log_prob: bool,
     divergence: str,
     probes: int,
+    brownian: bool,
     label: int | None,
     batch: int,
     out: Path | None,
@@ -131,6 +135,7 @@ def command(
         solver=chosen, steps=steps, grid=grid, t_end=t_end, denoise=denoise, seed=seed or 0,
         threshold=options.section(threshold, "--threshold"), log_prob=log_prob,
         divergence=divergence, probes=probes,
+        brownian=brownian,
     )  # fmt: skip
     write(model, drawn.x, target)
     if csv_file is not None:
@@ -151,6 +156,7 @@ def command(
         "t_start": drawn.t_start,
         "t_end": drawn.t_end,
         "seed": drawn.seed,
+        "brownian": drawn.brownian,
         "weights": drawn.weights,
         **densities(drawn),
         "versions": options.versions(device),

@@ -25,16 +25,18 @@ name                    order      NFE      use
 ``euler-maruyama``      1 (weak)   1        the reverse SDE as it stands
 ``reverse-diffusion``   1 (weak)   1        the same, with exact transition coefficients
 ``ancestral``           1 (weak)   1        DDPM's posterior
+``adaptive-sde``        2 (weak)   2        the same, each sample at its own pace
 ``pc``                  1 (weak)   2        a predictor with Langevin corrections (VE)
 ``langevin``            none       1        corrections alone
 ``runge-kutta``         adaptive   6        probability-flow ODE, each sample at its own pace
 ``ode``                 adaptive   6        the same by torchdiffeq, a sample after the other
 ``ode-scipy``           adaptive   6        the same by scipy, in float64
-``torchsde``            1 (weak)   1 or 2   the reverse SDE by torchsde
+``torchsde``            1 or 2     1 to 4   the reverse SDE by torchsde
 ======================  =========  =======  ===========================================
 """
 
 from .adaptive import RungeKutta
+from .adaptive_sde import AdaptiveSDE
 from .ancestral import Ancestral, ReverseDiffusion
 from .base import Solution, Solver
 from .ddim import DDIM
@@ -66,6 +68,7 @@ __all__ = [
     "PNDM",
     "VAB",
     "VABM",
+    "AdaptiveSDE",
     "Ancestral",
     "DPMpp2M",
     "DPMpp2S",

@@ -26,7 +26,7 @@ from torch import Tensor
 from ..config import unknown
 from ..noise import NoiseSource
 from ..sde.base import Reverse, match
-from .base import Solver, gaussian
+from .base import Solver, increment
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Ancestral(Solver):
         small = self.variance == "small"
         std = v * reverse.sde.sigma(s) / reverse.sde.sigma(t) if small else v
         mean = (x + match(v**2, x) * reverse.score(x, t)) / match(a, x)
-        return mean + match(std, x) * gaussian(x, noise), state
+        return mean + match(std, x) * increment(x, noise, reverse.sde, t, s), state
 
 
 @dataclass(frozen=True)
@@ -83,4 +83,4 @@ class ReverseDiffusion(Solver):
         """``(2 - a) x + v^2 score + v z``."""
         a, v = reverse.sde.transition(t, s)
         mean = match(2 - a, x) * x + match(v**2, x) * reverse.score(x, t)
-        return mean + match(v, x) * gaussian(x, noise), state
+        return mean + match(v, x) * increment(x, noise, reverse.sde, t, s), state

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from ..brownian import PathNoise
 from ..noise import NoiseSource, normal
 from ..precision import name_of
 from ..sde.base import Reverse
@@ -57,6 +58,8 @@ class Solver(ABC):
     """Order of convergence: weak if ``stochastic``, of the trajectory otherwise."""
     stochastic: ClassVar[bool]
     """Whether the steps draw noise."""
+    brownian: ClassVar[bool] = False
+    """Whether the noise follows a Brownian path in any case (see :mod:`scoresde.brownian`)."""
     nfe_per_step: ClassVar[int] = 1
     """Evaluations of the score in one step."""
     default_steps: ClassVar[int | None] = 1000
@@ -152,3 +155,15 @@ def non_finite(x: Tensor, t: float, step: int, steps: int | None = None) -> str:
 def gaussian(x: Tensor, noise: NoiseSource | None) -> Tensor:
     """Standard normal draws like ``x``."""
     return normal(tuple(x.shape), noise, device=x.device, dtype=x.dtype)
+
+
+def increment(x: Tensor, noise: NoiseSource | None, sde: Any, t: Tensor, s: Tensor) -> Tensor:
+    """Standard normals like ``x`` that drive the reverse SDE from ``t`` to ``s``.
+
+    The increment of a :class:`scoresde.brownian.BrownianPath` over the step, scaled to unit
+    variance; other sources give their next draw.
+    """
+    if isinstance(noise, PathNoise):
+        a, b = sde.log_snr(t), sde.log_snr(s)
+        return noise.increment(a, b, tuple(x.shape), x.device, x.dtype)
+    return gaussian(x, noise)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..noise import NoiseSource
 from ..sde.base import Reverse, match
-from .base import Solver, gaussian
+from .base import Solver, increment
 
 
 @dataclass(frozen=True)
@@ -57,5 +57,5 @@ class DDIM(Solver):
         along = (sigma_s**2 - std**2).clamp_min(0).sqrt() - sigma_t / a
         x = x / match(a, x) + match(along, x) * reverse.noise(x, t)
         if self.stochastic:
-            x = x + match(std, x) * gaussian(x, noise)
+            x = x + match(std, x) * increment(x, noise, reverse.sde, t, s)
         return x, state

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..noise import NoiseSource
 from ..sde.base import Reverse, match
-from .base import Solver, gaussian
+from .base import Solver, increment
 
 
 @dataclass(frozen=True)
@@ -52,5 +52,6 @@ class EulerMaruyama(Solver):
         """``x + (s - t) drift(x, t) + diffusion(t) sqrt(t - s) z``."""
         x = x + match(s - t, x) * reverse.drift(x, t)
         if self.stochastic:
-            x = x + match(reverse.diffusion(t) * (t - s).sqrt(), x) * gaussian(x, noise)
+            z = increment(x, noise, reverse.sde, t, s)
+            x = x + match(reverse.diffusion(t) * (t - s).sqrt(), x) * z
         return x, state

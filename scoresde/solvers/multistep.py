@@ -35,7 +35,7 @@ from torch import Tensor
 from ..config import unknown
 from ..noise import NoiseSource
 from ..sde.base import Reverse
-from .base import Solver, gaussian
+from .base import Solver, increment
 
 VARIABLES = ("noise", "data", "velocity")
 COORDINATES = ("logsnr", "kappa", "t")
@@ -146,7 +146,7 @@ class Multistep(Solver):
         predicted = self.move(x, levels, values, here, ahead, points, reverse, tau)
         if tau:
             gap = -torch.expm1(2 * tau**2 * (here.logsnr - ahead.logsnr))
-            kick = ahead.sigma * gap.sqrt() * gaussian(x, noise)
+            kick = ahead.sigma * gap.sqrt() * increment(x, noise, reverse.sde, t, s)
             predicted = predicted + kick
         keep = max(self.points, self.corrector) - 1
         return predicted, History(levels[:keep], values[:keep], x, tau, kick, left, ahead)

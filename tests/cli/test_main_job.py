@@ -75,8 +75,12 @@ def test_sample_writes_pictures_and_arrays(trained):
     assert figures["nfe"] == 7  # Heun takes two evaluations a step, and one denoises
     assert "7 evaluations" in done.stdout
     run("sample", "runs/digits-vp", "-n", 4, "--solver", "ddim", "--set", "eta=0.5", "--steps", 2,
-        "--out", "p.png", cwd=folder)  # fmt: skip
+        "--brownian", "--out", "p.png", "--json", "p.json", cwd=folder)  # fmt: skip
     assert Image.open(folder / "p.png").width > 0
+    assert (figures["brownian"], json.loads((folder / "p.json").read_text())["brownian"]) == (
+        False,
+        True,
+    )
 
 
 def test_likelihood_reports_bits_and_items(trained):
