@@ -2,7 +2,7 @@
 
     pip install --no-deps azula && pip install -e ".[test]" einops
     python benchmarks/against_peers.py                 # ODE solvers: distance to the exact end
-    python benchmarks/against_peers.py --stochastic    # their law: moments and sliced W2
+    python benchmarks/against_peers.py --stochastic    # stochastic ones: W2 to the exact law
 
 EDM's process, sigma from 80 to 0.002, the same start noise for all, evaluations counted at the
 denoiser. For each project the best of all its samplers on all its grids stands in the table; ours
@@ -15,16 +15,18 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
-from peers import SIGMA_MIN, Peer, every
+from peers import SIGMA_MAX, SIGMA_MIN, Peer, every
 from torch import Tensor
 
 import scoresde as sd
 from scoresde import grids, solvers
-from scoresde.metrics import SlicedWasserstein
+from scoresde.bench.convergence import GaussianData, UnitNoise
 from scoresde.noise import KeyedNoise
 from scoresde.tuning import tune
 
@@ -50,7 +52,12 @@ FIXED = {
 }
 NOISY = {
     **{f"sde-dpmpp ({p})": solvers.SDEDPMpp2M(points=p) for p in (1, 2)},
-    **{f"sa {s}": solvers.SASolver(strength=s) for s in (0.3, 0.6, 1.0)},
+    **{
+        f"sa ({p}, {c}{', lower last' * low}) {s}": solvers.SASolver(p, c, low, s)
+        for p, c in ((2, 2), (2, 3), (3, 3), (3, 4), (4, 5))
+        for low in (False, True)
+        for s in (0.1, 0.3, 1.0)
+    },
     **{f"edm churn {c}": solvers.EDM(churn=c) for c in (5.0, 20.0)},
     "ancestral": solvers.Ancestral(),
     "ddim eta=0.5": solvers.DDIM(0.5),
@@ -112,15 +119,14 @@ LAWS: dict[str, tuple[Callable[[], sd.GaussianMixture], int, int, int]] = {
 class Problem:
     """A law, its denoiser with a count of evaluations, start noise and exact ends."""
 
-    def __init__(self, law: sd.GaussianMixture, samples: int, seed: int, ends: bool = True):
+    def __init__(self, law: sd.GaussianMixture, samples: int, seed: int) -> None:
         self.law, self.sde, self.nfe = law, sd.EDM(), 0
         self.score = law.score(self.sde)
         shape = (samples, *law.shape)
         self.x = self.sde.prior_sample(shape, KeyedNoise(seed), dtype=f64)
-        if ends:
-            found = sd.sample(self.score, x_T=self.x, solver=TIGHT, denoise=False)
-            assert found.converged, found.message
-            self.ends = {False: found.x, True: self.score.denoise(found.x, SIGMA_MIN)}
+        found = sd.sample(self.score, x_T=self.x, solver=TIGHT, denoise=False)
+        assert found.converged, found.message
+        self.ends = {False: found.x, True: self.score.denoise(found.x, SIGMA_MIN)}
 
     def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
         """The exact denoiser, counted."""
@@ -198,47 +204,133 @@ def deterministic(names: list[str], counts: list[int]) -> None:
 
 
 def stochastic(names: list[str], counts: list[int]) -> None:
+    """Wasserstein-2 distance of the sampled law to the exact one, on Gaussian data.
+
+    There the score is affine, so a sampler is affine in its start and its draws: run on unit
+    starts and unit draws it tells its exact mean and covariance, without Monte Carlo. torch's
+    random functions are made to give those draws.
+    """
     peers = [peer for peer in every() if peer.stochastic]
-    print("| law | NFE | measure | best peer | its error | best of ours | its error | floor |")
-    print("|---" * 8 + "|")
+    print("| data | NFE | best peer | W2 | best of ours | W2 | ours / peer |")
+    print("|---" * 7 + "|")
     for name in names:
-        make, samples, _, _ = LAWS[name]
-        law = make()
-        problem = Problem(law, 4 * samples, seed=99, ends=False)
-        mean, covariance = law.moments()
-        sliced = SlicedWasserstein(projections=64)
-        reference = law.sample(len(problem.x), generator(5))
-
-        def measures(
-            x: Tensor, mean=mean, covariance=covariance, sliced=sliced, reference=reference
-        ) -> dict[str, float]:
-            moved = (x.mean(0) - mean).square().mean().sqrt()
-            spread = (torch.cov(x.T) - covariance).norm() / covariance.norm()
-            return {"mean": float(moved), "covariance": float(spread),
-                    "sliced W2": sliced(x, reference).value}  # fmt: skip
-
-        floors = [measures(law.sample(len(problem.x), generator(6 + i))) for i in range(8)]
+        data = GAUSSIANS[name]()
+        law = _Affine(data)
         for nfe in counts:
-            theirs: dict[str, list[Any]] = {key: [] for key in floors[0]}
-            own: dict[str, list[Any]] = {key: [] for key in floors[0]}
+            theirs, own = [], []
             for peer in peers:
-                x = problem.peer(peer, nfe)
-                if x is not None:
-                    for key, value in measures(x).items():
-                        theirs[key].append((value, peer.name))
+                error = law.peer(peer, nfe)
+                if error is not None:
+                    theirs.append((error, peer.name))
             for label, method in NOISY.items():
                 for place, grid in GRIDS.items():
                     for last in (False, True):
-                        if (nfe - last) // method.nfe_per_step < 1:
-                            continue
-                        found = measures(problem.ours(method, grid, nfe, last))
-                        for key, value in found.items():
-                            own[key].append((value, f"{label}, {place}"))
-            for key in floors[0]:
-                top = sorted(floor[key] for floor in floors)[-2]
-                (a, b), (c, d) = min(theirs[key]), min(own[key])
-                print(f"| {name} | {nfe} | {key} | {b} | {a:.3g} | {d} | {c:.3g} | {top:.2g} |",
-                      flush=True)  # fmt: skip
+                        own.append((law.ours(method, grid, nfe, last), f"{label}, {place}"))
+            (a, b), (c, d) = min(theirs), min(own)
+            print(f"| {name} | {nfe} | {b} | {a:.2e} | {d} | {c:.2e} | {c / a:.2f} |", flush=True)
+
+
+def gaussian(dims: int, low: float, seed: int) -> GaussianData:
+    """Gaussian data of standard deviations from ``low`` to one in a turned basis."""
+    basis = torch.linalg.qr(torch.randn(dims, dims, generator=generator(seed), dtype=f64))[0]
+    variances = torch.logspace(2 * math.log10(low), 0, dims, dtype=f64)
+    mean = 0.5 * torch.randn(dims, generator=generator(seed + 1), dtype=f64)
+    return GaussianData(mean, basis @ torch.diag(variances) @ basis.T)
+
+
+GAUSSIANS = {
+    "2-D": lambda: gaussian(2, 0.2, 1),
+    "8-D, std 0.1 to 1": lambda: gaussian(8, 0.1, 2),
+    "8-D, std 0.01 to 1": lambda: gaussian(8, 0.01, 3),
+}
+
+
+class _Affine:
+    """What samplers make of the exact law at SIGMA_MAX, under the score of Gaussian data."""
+
+    def __init__(self, data: GaussianData) -> None:
+        self.data, self.sde, self.nfe = data, sd.EDM(), 0
+        self.score = data.score(self.sde)
+        self.dims = len(data.mean)
+
+    def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Tweedie's formula, counted."""
+        self.nfe += 1
+        sigma = torch.as_tensor(float(sigma), dtype=f64)
+        return x.double() + sigma**2 * self.score(x.double(), sigma)
+
+    def distance(self, run: Callable[[Tensor], Tensor], draws: int, denoised: bool) -> float:
+        """W2 to the exact law at SIGMA_MIN, or to that of the denoised state."""
+        d = self.dims
+        eye, none = torch.eye(d, dtype=f64), torch.zeros(1, d, dtype=f64)
+        out = run(torch.cat([none, eye, none.expand(draws * d, d)]))
+        columns = (out[1:] - out[0]).T
+        a, c = columns[:, :d], columns[:, d:]
+        mean, covariance = self.data.marginal(self.sde, SIGMA_MAX)
+        found = a @ mean + out[0], a @ covariance @ a.T + c @ c.T
+        mean, covariance = self.data.marginal(self.sde, SIGMA_MIN)
+        if denoised:
+            ends = self.denoise(torch.cat([none, eye]), torch.tensor(SIGMA_MIN))
+            b = (ends[1:] - ends[0]).T
+            mean, covariance = b @ mean + ends[0], b @ covariance @ b.T
+        root = _root(covariance)
+        cross = _root(root @ found[1] @ root)
+        square = (found[0] - mean).square().sum() + (found[1] + covariance - 2 * cross).trace()
+        return math.sqrt(max(float(square), 0.0))
+
+    def peer(self, peer: Peer, nfe: int) -> float | None:
+        """Of a peer; None if it takes more evaluations or fails."""
+        count = UnitNoise(1)
+        try:
+            self.nfe = 0
+            with drawing(count):
+                peer.run(self.denoise, torch.zeros(1, self.dims, dtype=f64), nfe)
+            if self.nfe > nfe:
+                return None
+
+            def run(x: Tensor) -> Tensor:
+                with drawing(UnitNoise(1 + self.dims)):
+                    return peer.run(self.denoise, x, nfe).double()
+
+            error = self.distance(run, count.draw, peer.denoised)
+        except (IndexError, TypeError, ValueError, RuntimeError, ZeroDivisionError):
+            return None
+        return error if math.isfinite(error) else None
+
+    def ours(self, solver: Any, grid: Any, nfe: int, last: bool) -> float:
+        """Of a solver of ours, on a grid, with a last denoising or without."""
+        steps = (nfe - last) // solver.nfe_per_step
+        times = grid(self.sde, steps, SIGMA_MAX, SIGMA_MIN)
+        reverse = self.sde.reverse(self.score, eta=solver.eta)
+        count = UnitNoise(1)
+        solver.integrate(reverse, torch.zeros(1, self.dims, dtype=f64), times, count)
+
+        def run(x: Tensor) -> Tensor:
+            x = solver.integrate(reverse, x, times, UnitNoise(1 + self.dims)).x
+            return self.denoise(x, times[-1]) if last else x
+
+        return self.distance(run, count.draw, last)
+
+
+def _root(matrix: Tensor) -> Tensor:
+    """Square root of a symmetric matrix that is not negative."""
+    values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
+    return vectors @ torch.diag(values.clamp_min(0).sqrt()) @ vectors.T
+
+
+@contextmanager
+def drawing(noise: UnitNoise) -> Iterator[None]:
+    """torch's normal draws, taken from ``noise`` instead."""
+
+    def like(x: Tensor, **_: Any) -> Tensor:
+        return noise.normal(tuple(x.shape), dtype=f64)
+
+    def shaped(*shape: Any, **_: Any) -> Tensor:
+        sizes = shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape
+        return noise.normal(tuple(sizes), dtype=f64)
+
+    with mock.patch("torch.randn_like", like), mock.patch("torch.randn", shaped):
+        yield
 
 
 def main() -> None:
@@ -250,7 +342,7 @@ def main() -> None:
     torch.set_num_threads(1)
     began = time.perf_counter()
     if arguments.stochastic:
-        stochastic(arguments.laws, arguments.nfe or list(STOCHASTIC_NFE))
+        stochastic(list(GAUSSIANS), arguments.nfe or list(STOCHASTIC_NFE))
     else:
         deterministic(arguments.laws, arguments.nfe or list(NFE))
     print(f"\n{time.perf_counter() - began:.0f} s, torch {torch.__version__}, float64, one thread")

@@ -179,8 +179,11 @@ def _multistep(made: Any, end: dict[str, Any]) -> Iterator[tuple[str, Any, dict[
         options = {"solver_order": order, "algorithm_type": "sde-dpmsolver++", **end}
         yield f"SDE-DPM-Solver++ {order}M", dpm, options, True
     for order in (2, 3):
-        options = {"predictor_order": order, "corrector_order": order}
-        yield f"SA-Solver {order}", made.SASolverScheduler, options, True
+        orders = {"predictor_order": order, "corrector_order": order}
+        yield f"SA-Solver {order}", made.SASolverScheduler, orders, True
+        for tau in (0.1, 0.3):
+            options = {**orders, "tau_func": lambda t, tau=tau: tau}
+            yield f"SA-Solver {order} tau={tau}", made.SASolverScheduler, options, True
 
 
 def _levels(levels: Callable[[Tensor], Tensor], evaluations: int, last: bool) -> Tensor:
@@ -194,7 +197,8 @@ def _levels(levels: Callable[[Tensor], Tensor], evaluations: int, last: bool) ->
 def _begin(scheduler: Any, sigmas: Tensor) -> None:
     """A scheduler at its start, on these noise levels."""
     scheduler.sigmas = sigmas
-    scheduler.timesteps = torch.arange(len(sigmas) - 1, 0, -1, dtype=f64) * 10
+    # SA-Solver's noise depends on them: evenly spread, as those of a process of 1000 steps.
+    scheduler.timesteps = torch.linspace(999, 0, len(sigmas), dtype=f64)[:-1]
     scheduler.num_inference_steps = len(sigmas) - 1
     scheduler.is_scale_input_called = True
     scheduler.set_begin_index(0)

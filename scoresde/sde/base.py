@@ -66,7 +66,7 @@ class SDE(ABC):
     t_min_sampling: float = 1e-3
     t_min_likelihood: float = 1e-5
 
-    default_solver: ClassVar[str] = "heun"
+    default_solver: ClassVar[str] = "vabm"
     """Solver that :func:`scoresde.sample` takes when none is named."""
     default_parameterization: ClassVar[str] = "v"
     """What a network for this process predicts when nothing is said."""

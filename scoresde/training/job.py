@@ -105,7 +105,7 @@ class TrainingConfig:
 class SamplingConfig:
     """How a run draws its own pictures: a quick solver that serves every process."""
 
-    solver: Any = "heun"
+    solver: Any = "vabm"
     steps: int | None = None
     grid: Any = None
     count: int = 64
