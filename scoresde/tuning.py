@@ -3,14 +3,15 @@ r"""Time grids tuned to a model: the points of a solver's steps, placed by its e
 For reference trajectories ``x*`` of the probability-flow ODE, which a tight adaptive solve gives
 once, the points ``lam_i`` (log-SNR, increasing, fixed ends) minimise
 
-    E |Phi(x*_T; lam) - x*_0|^2,    lam_i = lam_0 + (lam_N - lam_0) sum_{j<=i} softmax(theta)_j
+    log (E |e|^2)^(1/2) + log E |e|,    e = Phi(x*_T; lam) - x*_0,
+    lam_i = lam_0 + (lam_N - lam_0) sum_{j<=i} softmax(theta)_j
 
 by stochastic gradients through the steps ``Phi`` of the solver itself, which weighs every local
 error by what the rest of the way makes of it. Where trajectories part between modes the error has
-a heavy tail: a few of them make up the mean square. So they are drawn more often, in proportion
-to their error (and reweighted, so that the mean is still theirs), and the search starts from the
-best fixed grid. What it found is judged on trajectories that it has not seen, beside every fixed
-grid.
+a heavy tail: a few of them make up the mean square, the others the mean distance, and both count.
+Trajectories are drawn in proportion to their error (and reweighted, so that the mean is still
+theirs), and the search starts from the best fixed grid. What it found is judged on trajectories
+that it has not seen, beside every fixed grid.
 """
 
 from __future__ import annotations
@@ -354,7 +355,9 @@ class _Search:
             rows = torch.multinomial(chance, self.batch, replacement=True, generator=generator)
             weight = (1 / (chance[rows] * len(self.x))).to(self.x)
             squares = self.squares(_points(sde, ladder, theta), rows.to(self.x.device))
-            loss = (weight * squares).mean().log() / 2
+            # The mean square is made by the few; the mean distance keeps the many in sight.
+            distance = (squares + torch.finfo(squares.dtype).tiny).sqrt()
+            loss = (weight * squares).mean().log() / 2 + (weight * distance).mean().log()
             if not bool(loss.isfinite()):
                 break
             optimizer.zero_grad()
