@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,85 +18,11 @@ from .likelihood.along import Along, check_density
 from .model import evaluating, home, per_sample
 from .noise import KeyedNoise
 from .precision import supported
+from .samples import Samples, join
 from .sde.base import SDE, as_time
 from .solvers.base import Callback, Solver
 from .thresholding import Threshold
 from .tuning import recall
-
-
-@dataclass(frozen=True, eq=False)
-class Samples:
-    """Samples, and how they were obtained.
-
-    Args:
-        x: the samples, shape ``(B, *shape)``, in model range.
-        nfe: evaluations of the score for each sample, the last denoising included; a number, or
-            one a sample, shape ``(B,)``.
-        seconds: wall-clock time, everything included.
-        converged: whether the solver reached ``t_end`` with finite values.
-        message: if not, what happened and what to do.
-        solver: name and fields of the solver.
-        grid: name and fields of the grid; None if the solver chose its steps.
-        steps: number of steps; None if the solver chose them.
-        seed: seed of all noise.
-        brownian: whether the steps' noise followed one Brownian path a sample.
-        t_start: time at which sampling started.
-        t_end: time at which it stopped, and from which it denoised; the largest of any sample.
-        weights: ``"ema"`` or ``"raw"`` for a network, None for other scores.
-        denoised: whether ``x`` is ``E[x_0 | x]`` of the state reached, or that state.
-        threshold: mode, quantile and bound of thresholding, None without.
-        log_prob: log-densities in nats of the states ``x`` at ``t_end``, shape ``(B,)``, where
-            they were asked for; nan where the solver did not arrive.
-        log_prob_stderr: their standard errors over the probes, ``(B,)``; 0 if the divergence is
-            exact, nan with one probe, which tells nothing of its own error.
-        divergence: ``"exact"`` or ``"hutchinson"``, where densities were asked for.
-        probes: probes a sample, 0 if exact.
-        rounds: calls of the score that had to wait for each other, the last denoising included,
-            where several evaluations of a sample were made at once; None elsewhere.
-    """
-
-    x: Tensor
-    nfe: int | Tensor
-    seconds: float
-    converged: bool
-    message: str
-    solver: dict[str, Any]
-    grid: dict[str, Any] | None
-    steps: int | None
-    seed: int
-    t_start: float
-    t_end: float
-    weights: str | None
-    denoised: bool = True
-    threshold: dict[str, Any] | None = None
-    log_prob: Tensor | None = None
-    log_prob_stderr: Tensor | None = None
-    divergence: str | None = None
-    probes: int | None = None
-    rounds: int | None = None
-    brownian: bool = False
-
-    @property
-    def mean_nfe(self) -> float | int:
-        """Evaluations a sample, on average."""
-        return self.nfe if isinstance(self.nfe, int) else float(self.nfe.double().mean())
-
-
-def join(parts: Sequence[Samples]) -> Samples:
-    """The samples of several batches as one result; of the first failure, where there is one."""
-    worst = next((p for p in parts if not p.converged), parts[0])
-    counts = [torch.as_tensor(p.nfe).expand(len(p.x)) for p in parts]
-    scores = [p.log_prob for p in parts if p.log_prob is not None]
-    errors = [p.log_prob_stderr for p in parts if p.log_prob_stderr is not None]
-    return replace(
-        worst,
-        x=torch.cat([p.x for p in parts]),
-        nfe=worst.nfe if isinstance(worst.nfe, int) else torch.cat(counts),
-        seconds=sum(p.seconds for p in parts),
-        log_prob=torch.cat(scores) if scores else None,
-        log_prob_stderr=torch.cat(errors) if errors else None,
-        rounds=max((p.rounds for p in parts if p.rounds is not None), default=None),
-    )
 
 
 @torch.inference_mode(False)  # whose tensors carry no graph, which a density needs
@@ -140,8 +65,9 @@ def sample(
             multistep methods take their last steps with all of their points, or with fewer and
             fewer if their ``lower_last=True`` (False by default).
         steps: number of steps; the solver's own number if None.
-        grid: grid, its name or its section; the solver's own if None. ``"tuned"`` stands for the
-            points that ``scoresde tune`` saved with the model for this solver and step count.
+        grid: grid, its name, its section, or the path of a file of tuned grids; the solver's own
+            if None. ``"tuned"`` stands for the points that ``scoresde tune`` saved with the model
+            for this solver and step count.
         seed: seed of the prior's and of the solver's noise.
         x_T: state at ``t_start``, shape ``(B, *item)``, instead of a draw from the prior. A
             stochastic solver's noise is the same with either.
@@ -160,7 +86,8 @@ def sample(
         start_index: index of the first sample, for a batch out of a longer series.
         brownian: whether the steps' noise is that of one Brownian path a sample (see
             :mod:`scoresde.brownian`): then more steps, or another solver of the reverse SDE, come
-            closer to one end point. Other draws, and the prior's, stay as they are.
+            closer to one end point. Other draws stay as they are: the prior's, Langevin's, and
+            the churn of ``edm``, which belong to no step of the reverse SDE.
         device: device of the state; by default that of the score.
         dtype: float32 or float64, of the state; by default that of ``x_T`` or of the score.
         callback: called as ``callback(step, t, x)`` after each step.

@@ -101,6 +101,11 @@ class Threshold(Score):
         return getattr(self.score, "weights", None)
 
     @property
+    def tuned(self) -> tuple[dict[str, Any], ...]:
+        """Entries of the time grids tuned to the wrapped score."""
+        return getattr(self.score, "tuned", ())
+
+    @property
     def device(self) -> torch.device:
         """Device of the wrapped score."""
         return home(self.score)[0]

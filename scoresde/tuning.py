@@ -102,6 +102,8 @@ class Tuning:
         return {**asdict(self), "grid": describe(self.grid)}
 
 
+@torch.inference_mode(False)  # whose tensors carry no gradient
+@torch.enable_grad()
 def tune(
     score: Any,
     solver: str | dict[str, Any] | Solver,
@@ -360,8 +362,7 @@ class _Search:
             loss = (weight * squares).mean().log() / 2 + (weight * distance).mean().log()
             if not bool(loss.isfinite()):
                 break
-            optimizer.zero_grad()
-            loss.backward()
+            (theta.grad,) = torch.autograd.grad(loss, theta)  # and none of a network's weights
             torch.nn.utils.clip_grad_norm_([theta], 1.0)
             optimizer.step()
         found = _points(sde, ladder, theta).detach()

@@ -297,6 +297,22 @@ def test_batches_with_densities_are_joined(score):
     assert sampling.join([sd.sample(score, (2, 2), steps=2)] * 2).log_prob is None
 
 
+def test_batches_that_differ_keep_their_counts_and_the_largest_time(score):
+    def series(**solver):
+        return [
+            sd.sample(score, (n, 2), start_index=i, seed=1, solver=solver)
+            for i, n in ((0, 1), (1, 4))
+        ]
+
+    parts = series(name="ode", together=True)
+    first, second = (p.nfe for p in parts)
+    assert first != second
+    assert sampling.join(parts).nfe.tolist() == [first] + 4 * [second]
+    spent = series(name="runge-kutta", max_nfe=40)
+    assert spent[0].t_end < spent[1].t_end
+    assert sampling.join(spent).t_end == spent[1].t_end
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

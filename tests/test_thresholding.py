@@ -109,6 +109,8 @@ def test_a_network_is_evaluated_in_its_place():
     score, y = sd.Threshold(model, "static"), torch.arange(3)
     assert (score.sde, score.shape, score.weights, score.scaler) == (model.sde, (2,), "ema", None)
     assert (score.device, score.dtype) == (torch.device("cpu"), torch.float32)
+    model.tuned = ({"steps": 3},)
+    assert score.tuned == model.tuned
     for led, section in ((score, None), (model, "static")):
         out = sd.sample(led, (3, 2), solver="ddim", steps=5, y=y, threshold=section)
         assert out.nfe == len(model.net.seen) == 6

@@ -105,6 +105,16 @@ def test_a_model_brings_its_tuned_grids(tmp_path):
     assert out.steps == 3
 
 
+def test_a_search_leaves_no_gradients_and_asks_for_no_mode():
+    net = sd.load("zoo:digits").requires_grad_(True)
+    few = {"trajectories": 2, "held_out": 2, "iterations": 1, "batch": 2}
+    with torch.no_grad():
+        found = sd.tune(net, "vabm", 2, **few)
+    with torch.inference_mode():
+        assert sd.tune(net, "vabm", 2, **few).grid == found.grid
+    assert all(p.grad is None for p in net.parameters())
+
+
 @pytest.mark.parametrize(
     ("solver", "settings", "match"),
     [

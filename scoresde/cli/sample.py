@@ -147,6 +147,7 @@ def command(
         "denoise": drawn.denoised,
         "threshold": drawn.threshold,
         "nfe": drawn.mean_nfe,
+        "rounds": drawn.rounds,
         "seconds": drawn.seconds,
         "converged": drawn.converged,
         "message": drawn.message,

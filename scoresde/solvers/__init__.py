@@ -25,7 +25,7 @@ name                    order      NFE      use
 ``euler-maruyama``      1 (weak)   1        the reverse SDE as it stands
 ``reverse-diffusion``   1 (weak)   1        the same, with exact transition coefficients
 ``ancestral``           1 (weak)   1        DDPM's posterior
-``adaptive-sde``        2 (weak)   2        the same, each sample at its own pace
+``adaptive-sde``        2 (weak)   2        the reverse SDE, each sample at its own pace
 ``pc``                  1 (weak)   2        a predictor with Langevin corrections (VE)
 ``langevin``            none       1        corrections alone
 ``runge-kutta``         adaptive   6        probability-flow ODE, each sample at its own pace

@@ -93,8 +93,8 @@ class Adapter(AdaptiveODE):
         together: whether the batch is solved as one state. Fewer, larger calls of the score are
             faster on an accelerator, but then a sample depends on the batch that it is drawn in,
             within the tolerances, and ``max_nfe`` is the batch's. By default each sample is solved
-            by itself, and ``max_nfe`` is its own. A callback is told the largest time of any
-            sample, and is shown each at its own.
+            by itself, and ``max_nfe`` is its own. A callback is told the time of the sample that
+            has farthest to go, and is shown each at its own.
     """
 
     together: bool = False
@@ -121,7 +121,8 @@ class Adapter(AdaptiveODE):
                 count += 1
                 arrived[i], at[i] = state[0], t
                 assert callback is not None
-                callback(count, float(at.max()), arrived.clone())
+                farthest = at.max() if float(times[-1]) < float(times[0]) else at.min()
+                callback(count, float(farthest), arrived.clone())
 
             part = reverse.part(torch.tensor([i], device=x.device))
             found = self.solve(part, x[i : i + 1], times, None if callback is None else report)

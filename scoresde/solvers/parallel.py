@@ -49,8 +49,9 @@ class Parallel(Solver):
             ``euler-maruyama``; its name or its section.
         window: points that are evaluated at once, a sample, >= 1.
         tolerance: change of a point, at which it has come to rest: root mean square over the
-            sample, in units of ``sqrt(alpha^2 + sigma^2)``, >= 0; at 0 the result is that of the
-            steps one after the other, up to rounding.
+            sample, in units of ``sqrt(alpha^2 + sigma^2)``, and of a log-density that is carried
+            along in nats a dimension, >= 0; at 0 the result is that of the steps one after the
+            other, up to rounding.
         max_rounds: rounds after which to give up, >= 1; never more than steps are needed.
     """
 
@@ -160,6 +161,7 @@ class _Run:
         sde = reverse.sde
         self.scale, self.lags = increments(method.solver, sde, times)
         self.size = torch.hypot(sde.alpha(times), sde.sigma(times))
+        self.cos = sde.alpha(times) / self.size
         self.levels = Level(
             times.to(x.device, widest(x.device)),
             *(f(times).to(x) for f in (sde.alpha, sde.sigma, sde.log_snr)),
@@ -231,7 +233,9 @@ class _Run:
 
         better = self.path(self.values, k)
         size = self.size[k + 1].to(better)[..., None]
-        change = ((better - guess) / size).square().mean(2).sqrt().cpu()
+        change = ((better - guess) / size).flatten(0, 1)
+        cos = self.cos[k + 1].flatten()
+        change = self.reverse.error_norm(change, cos).reshape(k.shape).cpu()
         resting = (change <= self.method.tolerance).long().cumprod(1).sum(1)
         slide = torch.minimum((resting + 1).clamp_max(self.window), many)
         row = torch.arange(len(slide), device=self.device)

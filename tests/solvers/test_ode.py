@@ -104,6 +104,15 @@ def test_a_callback_sees_each_sample_at_its_time(score, kind):
     assert torch.equal(states[-1], out.x)
 
 
+@pytest.mark.parametrize("kind", [solvers.ODE, solvers.ODEScipy])
+def test_a_callback_on_the_way_up_is_told_the_smallest_time(score, kind):
+    times = []
+    solve(kind(), score, prior(2), ENDS.flip(0), lambda step, t, x: times.append(t))
+    assert sorted(times) == times
+    assert times[0] == times[len(times) // 3] == float(ENDS[-1])
+    assert times[-1] == float(ENDS[0])
+
+
 @pytest.mark.parametrize("method", list(solvers.ODE.methods))
 def test_an_attempt_costs_what_is_declared(score, method):
     solver = solvers.ODE(method, together=True)

@@ -216,3 +216,26 @@ def test_a_method_of_another_form_is_noticed(mixture):
 
     with pytest.raises(ValueError, match="Twice is not affine in one value a step"):
         sd.sample(mixture.score(sd.VP()), (2, 2), solver=solvers.Parallel(Twice()), steps=5)
+
+
+@pytest.mark.parametrize("sde", [sd.VP(), sd.VE()], ids=lambda s: type(s).__name__)
+def test_a_density_rests_before_its_sample_leaves(sde):
+    """One log-density beside many entries does not hide in their mean."""
+    means = torch.linspace(-1, 1, 128, dtype=f64).reshape(2, 64)
+    score = sd.GaussianMixture([0.4, 0.6], means, [0.3, 0.4]).score(sde)
+    settings = {"steps": 40, "grid": "logsnr", "log_prob": True, "divergence": "exact"}
+    exact = sd.sample(score, (3, 64), solver="vab", **settings)
+    found = sd.sample(score, (3, 64), solver="parallel", **settings)
+    assert ((found.log_prob - exact.log_prob).abs() / 64).max() < 2e-3
+    assert found.rounds < 30
+
+
+@pytest.mark.parametrize("method", [solvers.Ancestral(), solvers.SASolver()], ids=repr)
+def test_brownian_paths_and_thresholds_are_those_of_the_steps(mixture, method):
+    settings = {"steps": 20, "brownian": True, "threshold": "dynamic", "seed": 3}
+    score = mixture.score(sd.VP())
+    one = sd.sample(score, (4, 2), solver=method, **settings)
+    many = sd.sample(score, (4, 2), solver=solvers.Parallel(method, tolerance=0.0), **settings)
+    torch.testing.assert_close(many.x, one.x, rtol=0, atol=1e-11)
+    free = sd.sample(score, (4, 2), solver=method, **{**settings, "brownian": False})
+    assert (many.x - free.x).abs().max() > 0.01
