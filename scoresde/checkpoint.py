@@ -251,5 +251,6 @@ def _write(file: Path, content: bytes) -> None:
             os.fsync(handle.fileno())
         os.replace(draft, file)
     except OSError as error:
-        draft.unlink(missing_ok=True)
         raise CheckpointError(f"cannot write {file}: {error.strerror}") from error
+    finally:
+        draft.unlink(missing_ok=True)  # nothing is there once it has moved

@@ -38,7 +38,7 @@ def unknown(kind: str, name: object, accepted: Iterable[str]) -> ConfigError:
     accepted = sorted(accepted)
     near = difflib.get_close_matches(str(name).lower(), accepted, 1, 0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return ConfigError(f"unknown {kind} {name!r}; {hint}accepted: {', '.join(accepted)}")
+    return ConfigError(f"unknown {kind} {name!r}; {hint}accepted: {', '.join(accepted) or 'none'}")
 
 
 def kebab(cls: type) -> str:

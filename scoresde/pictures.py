@@ -71,6 +71,19 @@ def save_items(file: Path, pixels: Tensor, reference: Tensor | None = None) -> N
     _save(figure, file)
 
 
+def save_way(file: Path, ends: Tensor, way: Tensor) -> None:
+    """A way ``(count, D)`` between two points ``(2, D)``, D >= 2: the first two dimensions."""
+    figure, axes = _figure(5, 5)
+    points = way.float().cpu()[:, :2]
+    axes.plot(*points.T, c=ACCENT, linewidth=1, marker="o", markersize=4, label="the way")
+    for name, point in zip("AB", ends.float().cpu()[:, :2].tolist(), strict=True):
+        axes.scatter(*point, s=70, facecolors="none", edgecolors=INK)
+        axes.annotate(name, point, (7, 7), textcoords="offset points", color=INK)
+    axes.set_aspect("equal", "datalim")
+    axes.legend(frameon=False)
+    _save(figure, file)
+
+
 def save_curves(
     file: Path, curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], ylabel: str
 ) -> None:

@@ -156,6 +156,11 @@ def tune(
         raise ValueError("tune needs the shape of one item, which this score does not say")
     start = sde.t_max if t_start is None else float(t_start)
     end = sde.t_min_sampling if t_end is None else float(t_end)
+    if not sde.t_min <= end < start <= sde.t_max:
+        raise ValueError(
+            f"tune needs t_end < t_start within the trained times [{sde.t_min:g}, "
+            f"{sde.t_max:g}], got t_end={end:g}, t_start={start:g}"
+        )
     tell = progress or (lambda what, fraction: None)
     device, dtype = home(score)
     count = trajectories + held_out
@@ -208,9 +213,7 @@ def recall(score: Any, grid: grids.Tuned, solver: Solver, steps: int | None) -> 
     """
     if grid.log_snr:
         return grid
-    if grid.file is not None and not Path(grid.file).is_file():
-        raise ConfigError(f"there is no file of tuned grids at {grid.file}")
-    entries = getattr(score, "tuned", ()) if grid.file is None else read(Path(grid.file))
+    entries = getattr(score, "tuned", ()) if grid.file is None else open_file(grid.file)
     section = describe(solver)
     own = [e for e in entries if e["solver"] == section]
     match = own if steps is None and len(own) == 1 else [e for e in own if e["steps"] == steps]
@@ -224,6 +227,17 @@ def recall(score: Any, grid: grids.Tuned, solver: Solver, steps: int | None) -> 
     return grids.Tuned(tuple(float(v) for v in match[-1]["grid"]["log_snr"]))
 
 
+def open_file(name: str) -> list[dict[str, Any]]:
+    """The entries of a file that has to be there.
+
+    Raises:
+        ConfigError: if it is not there, or is not such a file.
+    """
+    if not Path(name).is_file():
+        raise ConfigError(f"there is no file of tuned grids at {name}")
+    return read(Path(name))
+
+
 def read(file: Path) -> list[dict[str, Any]]:
     """The entries of a file of tuned grids; none if there is no such file.
 
@@ -232,13 +246,23 @@ def read(file: Path) -> list[dict[str, Any]]:
     """
     if not file.exists():
         return []
-    entries = read_yaml(file).get("tuned")
-    keys = {"solver", "steps", "grid"}
-    if not isinstance(entries, list) or not all(
-        isinstance(e, dict) and keys <= e.keys() and "log_snr" in e["grid"] for e in entries
-    ):
+    try:
+        entries = read_yaml(file).get("tuned")
+    except ConfigError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
+        entries = None
+    if not isinstance(entries, list) or not all(map(_is_entry, entries)):
         raise ConfigError(f"{file} is not a file of tuned grids, as `scoresde tune` writes them")
     return entries
+
+
+def _is_entry(value: Any) -> bool:
+    """Whether a value has all that :func:`recall` takes from an entry."""
+    match value:
+        case {"solver": {"name": str()}, "steps": int(), "grid": {"log_snr": [*points]}}:
+            return all(isinstance(p, (int, float)) for p in points)
+    return False
 
 
 def save(file: Path, found: Tuning) -> None:

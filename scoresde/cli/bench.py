@@ -202,12 +202,15 @@ def check_names(settings: dict[str, Any]) -> None:
     """Refuses unknown solvers and grids before anything is loaded."""
     from .. import solvers
     from ..config import build
-    from ..grids import grid_of
+    from ..grids import Tuned, grid_of
+    from ..tuning import open_file
 
     for one in settings["solvers"]:
         build(one, solvers, "solver")
     for one in settings["grids"] or ():
-        grid_of(one)
+        grid = grid_of(one)
+        if isinstance(grid, Tuned) and grid.file is not None:
+            open_file(grid.file)
 
 
 def build_exact(

@@ -59,13 +59,13 @@ def command(
     facts = {**data_facts(job), **cost_facts(job)}
     options.write_json(json_file, facts)
     for key, value in facts.items():
-        click.echo(f"{key:<24} {value}")
+        options.speak(f"{key:<24} {value}")
     if out is not None:
         scaler = job.model.scaler
         assert scaler is not None
         z = scaler.encode(job.train.x[:64], dequantize=False)
         save_items(out, scaler.image(z) if z.ndim > 3 else job.train.x[:2000])
-        click.echo(f"written {out}")
+        options.speak(f"written {out}")
 
 
 def data_facts(job: Any) -> dict[str, Any]:

@@ -75,8 +75,7 @@ def command(
     file, target = Path(arguments[-1]), out or Path("decoded.png")
     if target.suffix not in (".png", ".npy"):
         raise ValueError(f"cannot write {target}: accepted are .png and .npy")
-    options.check_writable(target)
-    options.check_writable(json_file)
+    options.check_apart(target, json_file)
     latents = read_latents(file)
     known = latents.settings
     run = arguments[0] if len(arguments) == 2 else str(known["model"])
@@ -113,10 +112,10 @@ def command(
     options.write_json(json_file, figures)
     if not drawn.converged:
         click.echo(f"Warning: {drawn.message}", err=True)
-    click.echo(
+    options.speak(
         f"{n} items from {file} by {drawn.solver['name']} under {run}: "
         f"{drawn.mean_nfe:.4g} evaluations each, {drawn.seconds:.1f} s, "
         f"t from {drawn.t_start:g} to {drawn.t_end:g}, {drawn.weights} weights"
     )
-    click.echo(round_trip_line(figures))
-    click.echo(f"written {target}")
+    options.speak(round_trip_line(figures))
+    options.speak(f"written {target}")

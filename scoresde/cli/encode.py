@@ -98,8 +98,7 @@ def command(
 
     if out.suffix != ".npz":
         raise ValueError(f"cannot write {out}: latents go into a .npz file")
-    options.check_writable(out)
-    options.check_writable(json_file)
+    options.check_apart(out, json_file)
     device = options.pick_device(device_name)
     model = load(run, weights=weights, device=device)
     source = find_data(model, run, data, split)
@@ -126,15 +125,15 @@ def command(
     options.write_json(json_file, {**figures, "versions": options.versions(device)})
     if found.message:
         click.echo(f"Warning: {found.message}", err=True)
-    click.echo(
+    options.speak(
         f"{n} items of {source.name} under {run} by {found.solver['name']}: "
         f"{figures['nfe']:.4g} evaluations each, {found.seconds:.1f} s, "
         f"t from {found.t_min:g} to {found.t_max:g}, {found.weights} weights; "
         f"latents of RMS {size:.4g}, the prior's {model.sde.prior_std:.4g}"
     )
     if back is not None:
-        click.echo(round_trip_line(figures))
-    click.echo(f"written {out}")
+        options.speak(round_trip_line(figures))
+    options.speak(f"written {out}")
 
 
 def find_data(model: ScoreModel, run: str, source: str | None, split: str) -> Dataset:
@@ -143,6 +142,8 @@ def find_data(model: ScoreModel, run: str, source: str | None, split: str) -> Da
     Raises:
         ValueError: data of another shape or of other levels than the model's.
     """
+    from dataclasses import replace
+
     from ..data import Dataset
     from .items import is_picture, read_picture
     from .likelihood import held_out_data
@@ -156,6 +157,11 @@ def find_data(model: ScoreModel, run: str, source: str | None, split: str) -> Da
             f"{data.name} holds items of shape {tuple(data.shape)}, and the model takes "
             f"items of {tuple(model.shape)}"
         )
+    if (
+        source is not None and source.endswith((".npy", ".npz")) and levels and data.levels
+        and int(data.x.max()) < levels
+    ):  # fmt: skip
+        data = replace(data, levels=levels)  # an array's type says only how many there may be
     if data.levels != levels:
         raise ValueError(
             f"{data.name} holds data with levels={data.levels}, and the model was trained on "

@@ -38,13 +38,13 @@ def command(run: str, weights: str, device_name: str, json_file: Path | None) ->
     options.write_json(json_file, facts)
     for key, value in facts.items():
         if key == "report":
-            click.echo("report")
+            options.speak("report")
             for name, entry in flat(value).items():
-                click.echo(f"  {name:<28} {entry}")
+                options.speak(f"  {name:<28} {entry}")
         elif isinstance(value, dict):
-            click.echo(f"{key:<16} " + ", ".join(f"{k}={v}" for k, v in value.items()))
+            options.speak(f"{key:<16} " + ", ".join(f"{k}={v}" for k, v in value.items()))
         else:
-            click.echo(f"{key:<16} {value}")
+            options.speak(f"{key:<16} {value}")
 
 
 def model_facts(model: Any) -> dict[str, Any]:

@@ -91,8 +91,7 @@ def command(
 
     if out.suffix not in (".png", ".npy"):
         raise ValueError(f"cannot write {out}: accepted are .png and .npy")
-    options.check_writable(out)
-    options.check_writable(json_file)
+    options.check_apart(out, json_file)
     device = options.pick_device(device_name)
     model = load(run, weights=weights, device=device)
     ends = [read_item(model, run, text) for text in (a, b)]
@@ -128,18 +127,18 @@ def command(
     for message in messages:
         click.echo(f"Warning: {message}", err=True)
     nfe = sum(figures["nfe_encode"]) / 2
-    click.echo(
+    options.speak(
         f"{count} items from {ends[0].name} to {ends[1].name} under {run} by "
         f"{way.start.solver['name']}: {nfe:.4g} evaluations to encode, "
         f"{way.samples.mean_nfe:.4g} to decode, {figures['seconds']:.1f} s, "
         f"{way.start.weights} weights"
     )
-    click.echo(round_trip_line(found))
-    click.echo(f"written {out}")
+    options.speak(round_trip_line(found))
+    options.speak(f"written {out}")
 
 
 def draw(model: ScoreModel, ends: Tensor, way: Tensor, file: Path) -> None:
-    """Both items and the way between them as one strip; other data than images by themselves.
+    """Both items and the way between them as one strip, or points in a plane; else the way alone.
 
     Args:
         model: of the items.
@@ -149,12 +148,18 @@ def draw(model: ScoreModel, ends: Tensor, way: Tensor, file: Path) -> None:
     """
     import torch
 
-    from ..pictures import as_images, tile
+    from ..pictures import as_images, save_way, tile
     from .sample import write
 
     images = None
     if file.suffix == ".png" and model.scaler is not None:
         images = as_images(model.scaler.image(torch.cat([ends, way])))
+    if file.suffix == ".png" and way.ndim == 2 and way.shape[1] >= 2:
+        shown = torch.cat([ends, way])
+        shown = shown if model.scaler is None else model.scaler.decode(shown)
+        with options.whole(file) as draft:
+            save_way(draft, shown[:2], shown[2:])
+        return
     if images is None:
         write(model, way, file)
         return

@@ -112,9 +112,10 @@ def _array(model: ScoreModel, path: Path, index: int | None) -> Tensor:
     shape = _shape(model)
     try:
         values = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} cannot be read: {reason}") from error
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, EOFError) as error:  # NumPy takes any other file for a pickle
+        raise ValueError(f"{path} cannot be read: it holds no array of NumPy") from error
     if values.dtype.kind not in "biuf":
         raise ValueError(f"{path} holds {values.dtype}; an item is made of numbers")
     x = torch.from_numpy(np.ascontiguousarray(values))

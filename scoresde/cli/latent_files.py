@@ -36,7 +36,7 @@ def solving(command: F) -> F:
 
     for option in (
         options.settings("Set a field of the solver, as in --set rtol=1e-6; may be repeated."),
-        click.option("--grid", metavar="NAME", help="uniform, quadratic, logsnr or karras."),
+        click.option("--grid", metavar="NAME", help="As in `sample`."),
         click.option("--steps", type=click.IntRange(min=1), help="Of a solver with fixed steps."),
         click.option("--solver", metavar="NAME", help="Any deterministic one.  "
                      "[default: runge-kutta, or that of the latents]"),
@@ -51,9 +51,9 @@ def settings_of(
     """The options of :func:`solving` as arguments; nothing of what was not said."""
     from ..latents import DEFAULT_SOLVER
 
-    given: dict[str, Any] = {"steps": steps, "grid": grid}
+    given: dict[str, Any] = {"steps": steps, "grid": options.grid(grid)}
     if solver is not None or fields:
-        given["solver"] = {"name": solver or DEFAULT_SOLVER, **options.key_values(fields)}
+        given["solver"] = options.solver(solver or DEFAULT_SOLVER, fields)
     return {k: v for k, v in given.items() if v is not None}
 
 

@@ -100,7 +100,7 @@ def command(
         )
         figures = {"model": run, "data": heldout.name, **bound}
         options.write_json(json_file, {**figures, "versions": options.versions(device)})
-        click.echo(f"{heldout.name} under {run}: {bound_line(bound)}")
+        options.speak(f"{heldout.name} under {run}: {bound_line(bound)}")
         return
     found = evaluate(model, heldout, items or DEFAULT_ITEMS, draws, batch, seed or 0, settings)
     figures = {"model": run, "data": heldout.name, **found.summary()}
@@ -109,8 +109,8 @@ def command(
         write_csv(csv_file, found)
     if not found.converged:
         click.echo("Warning: the solver did not converge on every item", err=True)
-    click.echo(f"{heldout.name} under {run}: {found.line()}")
-    click.echo(
+    options.speak(f"{heldout.name} under {run}: {found.line()}")
+    options.speak(
         f"{found.settings['divergence']} divergence, t from {found.settings['t_min']:g} to "
         f"{found.settings['t_max']:g}, {model.weights} weights, {found.seconds:.0f} s"
     )

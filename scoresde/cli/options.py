@@ -93,8 +93,27 @@ def key_values(pairs: tuple[str, ...]) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not equals or not key.strip():
             raise ValueError(f"--set {pair!r} is not of the form key=value")
-        found[key.strip()] = yaml.safe_load(value)
+        try:
+            found[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"--set {pair!r}: {value!r} is not valid YAML") from error
     return found
+
+
+def grid(text: str | None) -> Any:
+    """``--grid``: a name, ``logistic:width=2``, or the path of a file of tuned grids."""
+    from . import specs
+
+    return (
+        text if text is None or text.endswith((".yaml", ".yml")) else specs.section(text, "grid")
+    )
+
+
+def solver(text: str, fields: tuple[str, ...]) -> dict[str, Any]:
+    """``--solver`` and its ``--set``: a name, or ``ddim:eta=0.5`` as in bench."""
+    from . import specs
+
+    return {**specs.section(text, "solver"), **key_values(fields)}
 
 
 def section(text: str | None, option: str) -> Any:
@@ -136,6 +155,16 @@ def speak(line: str) -> None:
         click.echo(line)
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the rest of the process)
+
+
+def check_apart(*files: Path | None) -> None:
+    """Refuses, before any work, one file for two things, or one that could not be written."""
+    given = [file.absolute() for file in files if file is not None]
+    for file in given:
+        if given.count(file) > 1:
+            raise ValueError(f"{file.name} cannot hold two things: give each a file of its own")
+    for each in files:
+        check_writable(each)
 
 
 def check_writable(file: Path | None) -> None:

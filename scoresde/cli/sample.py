@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 @click.option(
     "--grid",
     metavar="NAME",
-    help="uniform, quadratic, logsnr, karras, logistic, tuned, or a file of `tune`.",
+    help="uniform, quadratic, logsnr, karras, logistic, tuned, or a file of `tune`; fields as in "
+    "logistic:width=2.",
 )
 @options.settings("Set a field of the solver, as in --set eta=0.5; may be repeated.")
 @click.option("--t-end", type=float, help="Time at which sampling stops.")
@@ -118,21 +119,20 @@ def command(
     device = options.pick_device(device_name)
     model = load(run, weights=weights, device=device)
     chosen = build(
-        {"name": solver or model.sde.default_solver, **options.key_values(settings)},
+        options.solver(solver or model.sde.default_solver, settings),
         solvers,
         "solver",
     )
     name = describe(chosen)["name"]
     target = out or Path(f"samples-{name}.png")
-    options.check_writable(target)
-    options.check_writable(json_file)
     csv_file = target.with_suffix(".csv") if log_prob else None
-    options.check_writable(csv_file)
+    options.check_apart(target, json_file, csv_file)
     if label is not None:
         check_label(model, label)
     drawn = draw(
         model, count, batch, label, device,
-        solver=chosen, steps=steps, grid=grid, t_end=t_end, denoise=denoise, seed=seed or 0,
+        solver=chosen, steps=steps, grid=options.grid(grid), t_end=t_end, denoise=denoise,
+        seed=seed or 0,
         threshold=options.section(threshold, "--threshold"), log_prob=log_prob,
         divergence=divergence, probes=probes,
         brownian=brownian,
@@ -165,14 +165,14 @@ def command(
     options.write_json(json_file, figures)
     if not drawn.converged:
         click.echo(f"Warning: {drawn.message}", err=True)
-    click.echo(
+    options.speak(
         f"{count} samples from {run} by {name}: {drawn.mean_nfe:.4g} evaluations each, "
         f"{drawn.seconds:.1f} s, t from {drawn.t_start:g} to {drawn.t_end:g}, "
         f"{drawn.weights} weights, seed {drawn.seed}"
     )
     if csv_file is not None:
-        click.echo(density_line(drawn))
-    click.echo(f"written {target}" + (f" and {csv_file}" if csv_file is not None else ""))
+        options.speak(density_line(drawn))
+    options.speak(f"written {target}" + (f" and {csv_file}" if csv_file is not None else ""))
 
 
 def check_label(model: ScoreModel, label: int) -> None:

@@ -69,16 +69,18 @@ def command(
       scoresde sample zoo:digits --solver unipc --steps 8 --grid digits.yaml
     """
     from ..checkpoint import load
-    from ..tuning import FILE, save, tune
+    from ..tuning import FILE, read, save, tune
 
     target = out or (Path(f"tuned-{run[4:]}.yaml") if run.startswith("zoo:") else Path(run) / FILE)
-    for file in (target, json_file):
-        options.check_writable(file)
+    if target.suffix not in (".yaml", ".yml"):
+        raise ValueError(f"cannot write {target}: tuned grids go into a .yaml file")
+    options.check_apart(target, json_file)
+    read(target)  # a file that could not take one more entry, before the work
     device = options.pick_device(device_name)
     model = load(run, weights=weights, device=device)
     with _bar() as progress:
         found = tune(
-            model, {"name": solver, **options.key_values(settings)}, steps,
+            model, options.solver(solver, settings), steps,
             trajectories=trajectories, held_out=held_out, iterations=iterations, batch=batch,
             seed=seed or 0, t_end=t_end, progress=progress,
             **_labels(model, trajectories + held_out, seed or 0),
@@ -86,16 +88,16 @@ def command(
     options.write_json(
         json_file, {"model": run, **found.entry(), "versions": options.versions(device)}
     )
-    click.echo(table(found))
+    options.speak(table(found))
     best = found.best_fixed
     if found.gain > 1:
         target.parent.mkdir(parents=True, exist_ok=True)
         save(target, found)
-        click.echo(f"{found.gain:.2f} times less error than the best fixed grid, {best}")
+        options.speak(f"{found.gain:.2f} times less error than the best fixed grid, {best}")
         name = "tuned" if target.name == FILE and out is None else str(target)
-        click.echo(f"written {target}: --solver {solver} --steps {steps} --grid {name}")
+        options.speak(f"written {target}: --solver {solver} --steps {steps} --grid {name}")
     else:
-        click.echo(f"no better than the fixed grid {best}, so nothing is saved")
+        options.speak(f"no better than the fixed grid {best}, so nothing is saved")
 
 
 def table(found: Tuning) -> str:
@@ -130,9 +132,12 @@ def _bar() -> Iterator[Callable[[str, float], None]]:
         total=100, delay=2, leave=False, disable=not sys.stderr.isatty(),
         bar_format="{desc}: {percentage:3.0f}% |{bar}| {elapsed}",
     ) as bar:  # fmt: skip
+        part = ""
 
         def progress(what: str, fraction: float) -> None:
-            if bar.desc != f"{what}: ":
+            nonlocal part
+            if what != part:
+                part = what
                 bar.set_description(what)
                 bar.reset()
             bar.update(round(100 * fraction) - bar.n)

@@ -40,8 +40,12 @@ def test_help_is_immediate_and_imports_no_torch(tmp_path):
            "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert COMMANDS == (
+        "train", "sample", "likelihood", "encode", "decode", "interpolate", "bench", "tune",
+        "info", "check",
+    )  # fmt: skip
     for command in COMMANDS:
-        assert command in done.stdout
+        assert f"  {command} " in done.stdout
         assert "Example" in run(command, "--help", cwd=tmp_path).stdout
 
 
@@ -242,6 +246,11 @@ def test_vectors_train_and_report_nats(tmp_path):
         (["sample", "nowhere"], "no such folder"),
         (["sample", "--out", "x.bmp"], ".png and .npy"),
         (["likelihood", "nowhere"], "no such folder"),
+        (["sample", "zoo:digits", "--set", "eta=["], "'[' is not valid YAML"),
+        (["sample", "zoo:digits", "--out", "a.npy", "--json", "a.npy"], "cannot hold two things"),
+        (["sample", "zoo:digits", "--solver", "heun", "--set", "eta=1"], "accepted: none"),
+        (["encode", "zoo:digits", "--json", "latents.npz"], "cannot hold two things"),
+        (["interpolate", "--model", "zoo:digits", "0", "nan.npy"], "whole levels 0 to 16"),
     ],
     ids=lambda value: "-".join(value)[:40] if isinstance(value, list) else "",
 )
@@ -259,6 +268,22 @@ def test_mistakes_give_one_line_and_leave_nothing(tmp_path, args, said):
     assert done.stderr.startswith("Error: ")
     assert len(done.stderr.strip().splitlines()) == 1
     assert sorted(p.name for p in tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("args", [["sampel"], ["sample", "-n", 0], ["tune", "--setps", 3],
+                                  ["interpolate", 0]], ids=repr)  # fmt: skip
+def test_usage_errors_are_one_line_too(tmp_path, args):
+    said = run(*args, cwd=tmp_path, expect=2).stderr
+    assert said.startswith("Error: ")
+    assert "--help says more" in said
+    assert said.count("\n") == 1
+
+
+def test_items_that_sample_wrote_are_data_to_encode(tmp_path):
+    quick = ["--solver", "vabm", "--steps", 4, "--grid", "logistic:width=2"]
+    run("sample", "zoo:digits", "-n", 20, *quick, "--out", "s.npy", cwd=tmp_path)
+    said = run("encode", "zoo:digits", "--data", "s.npy", *quick, cwd=tmp_path).stdout
+    assert "of s.npy under zoo:digits" in said
 
 
 def test_times_below_the_trained_ones_are_refused(trained):
