@@ -31,7 +31,8 @@ _HOMES = {
     "sampling": ["Samples", "sample"],
     "tuning": ["Tuning", "tune"],
     "thresholding": ["Threshold"],
-    "latents": ["Interpolation", "Latents", "decode", "encode", "interpolate", "slerp"],
+    "latents": ["Interpolation", "Latents", "decode", "encode", "interpolate"],
+    "sphere": ["slerp"],
     "likelihood": ["LogProb", "bits_per_dim", "log_prob", "vlb"],
     "checkpoint": ["load"],
     "config": ["ConfigError"],
@@ -106,12 +107,13 @@ if TYPE_CHECKING:
     from .analytic import GaussianMixture, MixtureScore
     from .checkpoint import load
     from .config import ConfigError
-    from .latents import Interpolation, Latents, decode, encode, interpolate, slerp
+    from .latents import Interpolation, Latents, decode, encode, interpolate
     from .likelihood import LogProb, bits_per_dim, log_prob, vlb
     from .model import Score, ScoreModel
     from .parameterization import X0, Eps, Karras, RawScore, V
     from .sampling import Samples, sample
     from .sde import DDPM, EDM, SDE, VE, VP, Cosine, GaussianSDE, Linear, Reverse, SubVP
+    from .sphere import slerp
     from .thresholding import Threshold
     from .training.objective import DSM
     from .tuning import Tuning, tune

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import nets, parameterization, sde, tuning
+from . import nets, parameterization, sde, tuned
 from .config import build, construct, describe, read_yaml, unknown
 from .model import ScoreModel
 
@@ -55,7 +55,7 @@ def load(
         file = latest_checkpoint(folder) / f"{weights}.safetensors"
         model.weights = weights
     fit(model.net, read_tensors(file), file)
-    model.tuned = tuple(tuning.read(folder / tuning.FILE))
+    model.tuned = tuple(tuned.read(folder / tuned.FILE))
     return model.to(device).eval()
 
 

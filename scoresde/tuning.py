@@ -21,21 +21,18 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import grids, solvers
-from .config import ConfigError, build, describe, read_yaml
+from .config import ConfigError, build, describe
 from .model import evaluating, home, per_sample
 from .noise import KeyedNoise
 from .sde.base import select
 from .solvers.base import Solver
 
-FILE = "tuned.yaml"
-"""Name of the file of tuned grids in a model's folder."""
 FIXED: dict[str, grids.Grid] = {
     "karras": grids.Karras(),
     "logsnr": grids.LogSNR(),
@@ -199,83 +196,6 @@ def tune(
     )
 
 
-def recall(score: Any, grid: grids.Tuned, solver: Solver, steps: int | None) -> grids.Tuned:
-    """The points that a tuned grid stands for.
-
-    Args:
-        score: a model with ``tuned``, the entries of its folder.
-        grid: a grid with points, which is returned as it is, or without.
-        solver: the solver that is to follow it.
-        steps: its steps; those of the only entry for the solver if None.
-
-    Raises:
-        ConfigError: if there is no entry for them, naming those that there are.
-    """
-    if grid.log_snr:
-        return grid
-    entries = getattr(score, "tuned", ()) if grid.file is None else open_file(grid.file)
-    section = describe(solver)
-    own = [e for e in entries if e["solver"] == section]
-    match = own if steps is None and len(own) == 1 else [e for e in own if e["steps"] == steps]
-    if not match:
-        have = ", ".join(f"{e['solver']['name']} at {e['steps']}" for e in entries) or "none"
-        raise ConfigError(
-            f"no grid is tuned for {section['name']} with these settings at "
-            f"{'its default' if steps is None else steps} steps (tuned: {have}); "
-            "`scoresde tune` makes one"
-        )
-    return grids.Tuned(tuple(float(v) for v in match[-1]["grid"]["log_snr"]))
-
-
-def open_file(name: str) -> list[dict[str, Any]]:
-    """The entries of a file that has to be there.
-
-    Raises:
-        ConfigError: if it is not there, or is not such a file.
-    """
-    if not Path(name).is_file():
-        raise ConfigError(f"there is no file of tuned grids at {name}")
-    return read(Path(name))
-
-
-def read(file: Path) -> list[dict[str, Any]]:
-    """The entries of a file of tuned grids; none if there is no such file.
-
-    Raises:
-        ConfigError: if it is not such a file.
-    """
-    if not file.exists():
-        return []
-    try:
-        entries = read_yaml(file).get("tuned")
-    except ConfigError as error:
-        if isinstance(error.__cause__, OSError):
-            raise
-        entries = None
-    if not isinstance(entries, list) or not all(map(_is_entry, entries)):
-        raise ConfigError(f"{file} is not a file of tuned grids, as `scoresde tune` writes them")
-    return entries
-
-
-def _is_entry(value: Any) -> bool:
-    """Whether a value has all that :func:`recall` takes from an entry."""
-    match value:
-        case {"solver": {"name": str()}, "steps": int(), "grid": {"log_snr": [*points]}}:
-            return all(isinstance(p, (int, float)) for p in points)
-    return False
-
-
-def save(file: Path, found: Tuning) -> None:
-    """Adds an entry to a file of tuned grids, in place of one for the same solver and steps."""
-    from .checkpoint import write_yaml
-
-    entry = found.entry()
-    key = entry["solver"], entry["steps"]
-    kept = [e for e in read(file) if (e["solver"], e["steps"]) != key]
-    entry["grid"]["log_snr"] = list(entry["grid"]["log_snr"])
-    write_yaml(file, {"tuned": [*kept, entry]})
-
-
 def rms(squares: Tensor) -> float:
     """Root of the mean of squared errors."""
     return float(squares.mean().sqrt())
@@ -406,4 +326,4 @@ def _points(sde: Any, ladder: Tensor, theta: Tensor) -> Tensor:
     return t - 2 * (sde.sigma(t) / sde.diffusion(t)) ** 2 * (lam - lam.detach())
 
 
-__all__ = ["Tuning", "recall", "tune"]
+__all__ = ["Tuning", "tune"]

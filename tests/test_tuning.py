@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import scoresde as sd
-from scoresde import grids, solvers, tuning
+from scoresde import grids, solvers, tuned, tuning
 from scoresde.config import ConfigError
 
 SIZES = {"trajectories": 192, "held_out": 192, "batch": 64, "iterations": 60}
@@ -73,12 +73,12 @@ def test_saved_grids_are_found_by_solver_and_steps(mixture, tmp_path):
     file = tmp_path / "tuned.yaml"
     made = {steps: sd.tune(score, "vabm", steps, **few) for steps in (4, 6)}
     for found in (*made.values(), made[4]):
-        tuning.save(file, found)
-    assert len(tuning.read(file)) == 2
+        tuned.save(file, found)
+    assert len(tuned.read(file)) == 2
     for steps, found in made.items():
         out = sd.sample(score, (2, 2), solver="vabm", steps=steps, grid=str(file))
         assert out.grid["log_snr"] == list(found.grid.log_snr)
-    score.tuned = tuning.read(file)
+    score.tuned = tuned.read(file)
     assert torch.equal(sd.sample(score, (2, 2), solver="vabm", steps=6, grid="tuned").x, out.x)
     for match, settings in {
         "at 5 steps .tuned: vabm at 6, vabm at 4": {"solver": "vabm", "steps": 5},
@@ -98,7 +98,7 @@ def test_a_model_brings_its_tuned_grids(tmp_path):
     model = sd.load("zoo:digits")
     found = sd.tune(model, "vabm", 3, trajectories=4, held_out=2, iterations=2, batch=2)
     model.save(tmp_path)
-    tuning.save(tmp_path / tuning.FILE, found)
+    tuned.save(tmp_path / tuned.FILE, found)
     loaded = sd.load(tmp_path)
     out = sd.sample(loaded, (1, *loaded.shape), solver="vabm", steps=3, grid="tuned")
     assert out.grid["log_snr"] == list(found.grid.log_snr)

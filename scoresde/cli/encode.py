@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import options
-from .latent_files import solving
+from .latent_files import solving, standing
 
 if TYPE_CHECKING:
     from ..data import Dataset
@@ -31,17 +31,11 @@ DEFAULT_ITEMS = 16
     "--items", type=click.IntRange(min=1), help=f"How many items.  [default: {DEFAULT_ITEMS}]"
 )
 @solving
-@click.option("--t-min", type=float, help="Time at which the data stand.")
+@standing
 @click.option(
     "--label",
     type=click.IntRange(min=0),
     help="Class for a conditional model; by default those of the data.",
-)
-@click.option(
-    "--dequantize/--no-dequantize",
-    default=True,
-    show_default=True,
-    help="Noise within the levels of discrete data, or their middle.",
 )
 @click.option("--check", is_flag=True, help="Decode again, and report the round-trip error.")
 @click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True)

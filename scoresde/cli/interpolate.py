@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import options
-from .latent_files import solving
+from .latent_files import solving, standing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,17 +29,11 @@ if TYPE_CHECKING:
     help="Items of the way, both ends included.",
 )
 @solving
-@click.option("--t-min", type=float, help="Time at which the data stand.")
+@standing
 @click.option(
     "--label",
     type=click.IntRange(min=0),
     help="Class for a conditional model; by default that of the held-out items.",
-)
-@click.option(
-    "--dequantize/--no-dequantize",
-    default=True,
-    show_default=True,
-    help="Noise within the levels of discrete data, or their middle.",
 )
 @click.option(
     "--out",

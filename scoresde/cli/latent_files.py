@@ -45,6 +45,17 @@ def solving(command: F) -> F:
     return command
 
 
+def standing(command: F) -> F:
+    """``--t-min`` and ``--dequantize``: where encoded data stand."""
+    import click
+
+    command = click.option(
+        "--dequantize/--no-dequantize", default=True, show_default=True,
+        help="Noise within the levels of discrete data, or their middle.",
+    )(command)  # fmt: skip
+    return click.option("--t-min", type=float, help="Time at which the data stand.")(command)
+
+
 def settings_of(
     solver: str | None, steps: int | None, grid: str | None, fields: tuple[str, ...]
 ) -> dict[str, Any]:

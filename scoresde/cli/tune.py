@@ -69,7 +69,8 @@ def command(
       scoresde sample zoo:digits --solver unipc --steps 8 --grid digits.yaml
     """
     from ..checkpoint import load
-    from ..tuning import FILE, read, save, tune
+    from ..tuned import FILE, read, save
+    from ..tuning import tune
 
     target = out or (Path(f"tuned-{run[4:]}.yaml") if run.startswith("zoo:") else Path(run) / FILE)
     if target.suffix not in (".yaml", ".yml"):

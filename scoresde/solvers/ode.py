@@ -6,7 +6,8 @@ r"""The probability-flow ODE by general-purpose adaptive methods of other librar
 float64 state. Both choose one step for all that they are given, so they are given one sample at a
 time, which is then the same in any batch; ``together`` gives them the batch. Neither evaluates
 outside ``[t_end, t_start]``, and both stop after ``max_nfe`` evaluations with the state that they
-have reached. :class:`.adaptive.RungeKutta` has steps of each sample's own within one batch.
+have reached. :class:`.adaptive.RungeKutta` has steps of each sample's own within one batch, and
+does not step in t, where the rate of :class:`scoresde.DDPM` jumps.
 
 scipy's implicit methods (Radau, BDF, LSODA) are left out: they ask for the D x D Jacobian of the
 score, D evaluations by differences, where explicit methods need a few dozen.

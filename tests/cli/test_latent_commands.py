@@ -12,30 +12,9 @@ from PIL import Image
 
 import scoresde as sd
 from scoresde import nets
-from scoresde.cli import main
 from scoresde.data import Scaler
 
 FAST = ["--solver", "dpmpp-3m", "--steps", "40", "--grid", "logsnr"]
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch, capfd):
-    """Runs the command line in an empty folder; the outcome is ``(code, stdout, stderr)``."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("warnings.formatwarning", None)
-
-    def call(*args, code=0):
-        monkeypatch.setattr(sys, "argv", ["scoresde", *map(str, args)])
-        found = 0
-        try:
-            main()
-        except SystemExit as end:
-            found = end.code
-        said = capfd.readouterr()
-        assert found == code, said
-        return said
-
-    return call
 
 
 def tiny(folder, sde, shape, net, scaler, **sections):

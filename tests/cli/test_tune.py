@@ -1,7 +1,6 @@
 """``scoresde tune`` end to end, and what takes its grids."""
 
 import json
-import sys
 
 import pytest
 import torch
@@ -9,29 +8,8 @@ import yaml
 
 import scoresde as sd
 from scoresde import tuning
-from scoresde.cli import main
 
 FEW = ["--trajectories", 8, "--held-out", 8, "--batch", 8, "--steps", 3]
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch, capfd):
-    """Runs the command line in an empty folder, no terminal; the outcome is what it said."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("warnings.formatwarning", None)
-
-    def call(*args, code=0):
-        monkeypatch.setattr(sys, "argv", ["scoresde", *map(str, args)])
-        found = 0
-        try:
-            main()
-        except SystemExit as end:
-            found = end.code
-        said = capfd.readouterr()
-        assert found == code, said
-        return said
-
-    return call
 
 
 @pytest.fixture

@@ -1,0 +1,92 @@
+"""Tuned grids on disk: the entries of a model's ``tuned.yaml``, found by solver and step count."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import grids
+from .config import ConfigError, describe, read_yaml
+
+if TYPE_CHECKING:
+    from .solvers.base import Solver
+    from .tuning import Tuning
+
+FILE = "tuned.yaml"
+"""Name of the file of tuned grids in a model's folder."""
+
+
+def recall(score: Any, grid: grids.Tuned, solver: Solver, steps: int | None) -> grids.Tuned:
+    """The points that a tuned grid stands for.
+
+    Args:
+        score: a model with ``tuned``, the entries of its folder.
+        grid: a grid with points, which is returned as it is, or without.
+        solver: the solver that is to follow it.
+        steps: its steps; those of the only entry for the solver if None.
+
+    Raises:
+        ConfigError: if there is no entry for them, naming those that there are.
+    """
+    if grid.log_snr:
+        return grid
+    entries = getattr(score, "tuned", ()) if grid.file is None else open_file(grid.file)
+    section = describe(solver)
+    own = [e for e in entries if e["solver"] == section]
+    match = own if steps is None and len(own) == 1 else [e for e in own if e["steps"] == steps]
+    if not match:
+        have = ", ".join(f"{e['solver']['name']} at {e['steps']}" for e in entries) or "none"
+        raise ConfigError(
+            f"no grid is tuned for {section['name']} with these settings at "
+            f"{'its default' if steps is None else steps} steps (tuned: {have}); "
+            "`scoresde tune` makes one"
+        )
+    return grids.Tuned(tuple(float(v) for v in match[-1]["grid"]["log_snr"]))
+
+
+def open_file(name: str) -> list[dict[str, Any]]:
+    """The entries of a file that has to be there.
+
+    Raises:
+        ConfigError: if it is not there, or is not such a file.
+    """
+    if not Path(name).is_file():
+        raise ConfigError(f"there is no file of tuned grids at {name}")
+    return read(Path(name))
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    """The entries of a file of tuned grids; none if there is no such file.
+
+    Raises:
+        ConfigError: if it is not such a file.
+    """
+    if not file.exists():
+        return []
+    try:
+        entries = read_yaml(file).get("tuned")
+    except ConfigError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
+        entries = None
+    if not isinstance(entries, list) or not all(map(_is_entry, entries)):
+        raise ConfigError(f"{file} is not a file of tuned grids, as `scoresde tune` writes them")
+    return entries
+
+
+def _is_entry(value: Any) -> bool:
+    """Whether a value has all that :func:`recall` takes from an entry."""
+    match value:
+        case {"solver": {"name": str()}, "steps": int(), "grid": {"log_snr": [*points]}}:
+            return all(isinstance(p, (int, float)) for p in points)
+    return False
+
+
+def save(file: Path, found: Tuning) -> None:
+    """Adds an entry to a file of tuned grids, in place of one for the same solver and steps."""
+    from .checkpoint import write_yaml
+
+    entry = found.entry()
+    key = entry["solver"], entry["steps"]
+    kept = [e for e in read(file) if (e["solver"], e["steps"]) != key]
+    write_yaml(file, {"tuned": [*kept, entry]})
