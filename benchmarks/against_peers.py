@@ -1,14 +1,15 @@
-"""Error against evaluations beside azula and diffusers, on mixtures whose score is exact.
+"""Error against evaluations beside azula, diffusers and k-diffusion, where scores are exact.
 
-    pip install --no-deps azula && pip install -e ".[test]" einops
+    pip install --no-deps azula k-diffusion && pip install -e ".[test]" einops
     python benchmarks/against_peers.py                 # ODE solvers: distance to the exact end
     python benchmarks/against_peers.py --stochastic    # stochastic ones: W2 to the exact law
 
 EDM's process, sigma from 80 to 0.002, the same start noise for all, evaluations counted at the
-denoiser. For each project the best of all its samplers on all its grids stands in the table; ours
-are ``vabm`` on the logistic grid at its defaults, the best of a list of solvers on fixed grids,
-and ``vab`` or ``vabm``, whichever does better there, on a grid tuned on trajectories of other
-start noise. Prints Markdown.
+denoiser. Of the peers the best of all samplers on all their grids stands in the table; ours are
+``vabm`` on the logistic grid at its defaults, the best of a list of solvers on fixed grids, and
+the one of a shorter list that ``tune`` takes, on a grid tuned on trajectories of other start
+noise. Errors are root mean squares over trajectories; of their ratios the 95 % interval is given,
+by bootstrap of the trajectories, which all samplers have in common. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from scoresde import grids, solvers
 from scoresde.bench.convergence import GaussianData, UnitNoise
 from scoresde.config import build
 from scoresde.noise import KeyedNoise
-from scoresde.tuning import tune
+from scoresde.tuning import Tuning, tune
 
 f64 = torch.float64
 NFE = (5, 8, 10, 15, 20, 35, 50)
@@ -52,6 +53,11 @@ FIXED = {
     "dpmpp-3m": solvers.DPMpp3M(),
     "data AB (4)": solvers.Multistep("data", 4),
 }
+PLACED = [
+    *(solvers.VAB(points=p) for p in (2, 3, 4)),
+    *(solvers.VABM(points=p) for p in (1, 2, 3, 4)),
+]
+"""Those for which points are placed; a short search of each decides which is taken."""
 NOISY = {
     **{f"sde-dpmpp ({p})": solvers.SDEDPMpp2M(points=p) for p in (1, 2)},
     **{
@@ -110,10 +116,10 @@ def high() -> sd.GaussianMixture:
 
 
 LAWS: dict[str, tuple[Callable[[], sd.GaussianMixture], int, int, int]] = {
-    "modes": (modes, 4096, 8192, 256),
-    "ring": (ring, 4096, 8192, 256),
-    "sheets": (sheets, 1024, 4096, 128),
-    "high": (high, 256, 1024, 64),
+    "modes": (modes, 16384, 8192, 256),
+    "ring": (ring, 16384, 8192, 256),
+    "sheets": (sheets, 2048, 4096, 128),
+    "high": (high, 512, 1024, 64),
 }
 """Law, judged trajectories, trajectories to tune on, batch of the search."""
 
@@ -155,52 +161,69 @@ class Problem:
         assert out.nfe <= nfe
         return out.x
 
-    def distance(self, x: Tensor, denoised: bool) -> tuple[float, float]:
-        """Root mean square over trajectories and entries; median over trajectories."""
-        squares = (x - self.ends[denoised]).flatten(1).square().mean(1)
-        return float(squares.mean().sqrt()), float(squares.sqrt().median())
+    def squares(self, x: Tensor, denoised: bool) -> Tensor:
+        """Mean square over entries of the distance from the exact end, one a trajectory."""
+        return (x - self.ends[denoised]).flatten(1).square().mean(1)
 
 
-def tuned(problem: Problem, nfe: int, trajectories: int, batch: int) -> tuple[Any, Any, float]:
-    """Solver and grid chosen by the trajectories of the search alone, and its seconds."""
-    found = [
-        tune(problem.score, solver, nfe, trajectories=trajectories, held_out=2, iterations=300,
-             batch=batch, seed=77)
-        for solver in (solvers.VAB(points=2), solvers.VABM(points=2), solvers.VABM(points=3))
-    ]  # fmt: skip
-    best = min(found, key=lambda one: one.seen)
-    return build(best.solver, solvers, "solver"), best.grid, sum(one.seconds for one in found)
+def tuned(problem: Problem, nfe: int, trajectories: int, batch: int) -> Tuning:
+    """Solver and grid chosen by the trajectories of the search alone."""
+    return tune(problem.score, PLACED, nfe, trajectories=trajectories, held_out=2, iterations=300,
+                batch=batch, seed=77)  # fmt: skip
+
+
+def rms(squares: Tensor) -> float:
+    return float(squares.mean().sqrt())
+
+
+def median(squares: Tensor) -> float:
+    return float(squares.sqrt().median())
+
+
+def ratio(ours: Tensor, theirs: Tensor, resamples: int = 1000) -> str:
+    """The ratio of two root mean squares over the same trajectories, and its interval."""
+    g = generator(0)
+    found = []
+    for _ in range(resamples):
+        rows = torch.randint(len(ours), (len(ours),), generator=g)
+        found.append(ours[rows].mean() / theirs[rows].mean())
+    low, high = torch.stack(found).sqrt().quantile(torch.tensor([0.025, 0.975], dtype=f64))
+    return f"{rms(ours) / rms(theirs):.2f} ({low:.2f} to {high:.2f})"
 
 
 def deterministic(names: list[str], counts: list[int]) -> None:
     peers = [peer for peer in every() if not peer.stochastic]
-    print("| law | NFE | best peer | RMS | median | `vabm`, logistic | best fixed of ours | RMS "
-          "| tuned | median | tuned / peer |")  # fmt: skip
-    print("|---" * 11 + "|")
+    print(f"{len(peers)} deterministic samplers and grids of other projects\n")
+    columns = ("law", "NFE", "best peer", "RMS", "median", "`vabm`, logistic", "best fixed",
+               "RMS", "fixed / peer", "tuned", "RMS", "median", "tuned / peer")  # fmt: skip
+    print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
     for name in names:
         make, samples, trajectories, batch = LAWS[name]
         problem = Problem(make(), samples, seed=99)
         for nfe in counts:
-            rows = []
+            theirs = {}
             for peer in peers:
                 x = problem.peer(peer, nfe)
                 if x is not None:
-                    rows.append((*problem.distance(x, peer.denoised), peer.name))
-            fixed = []
+                    theirs[peer] = problem.squares(x, peer.denoised)
+            own = {}
             for label, solver in FIXED.items():
                 for place, grid in GRIDS.items():
-                    error = problem.distance(problem.ours(solver, grid, nfe, False), False)[0]
-                    fixed.append((error, f"{label}, {place}"))
-            usual = problem.distance(problem.ours(solvers.VABM(), None, nfe, False), False)[0]
-            solver, grid, _ = tuned(problem, nfe, trajectories, batch)
-            error, median = problem.distance(problem.ours(solver, grid, nfe, False), False)
-            best, own = min(rows), min(fixed)
-            print(
-                f"| {name} | {nfe} | {best[2]} | {best[0]:.2e} | {min(r[1] for r in rows):.1e} "
-                f"| {usual:.2e} | {own[1]} | {own[0]:.2e} "
-                f"| {error:.2e} | {median:.1e} | {error / best[0]:.2f} |",
-                flush=True,
-            )
+                    x = problem.ours(solver, grid, nfe, False)
+                    own[f"{label}, {place}"] = problem.squares(x, False)
+            usual = problem.squares(problem.ours(solvers.VABM(), None, nfe, False), False)
+            made = tuned(problem, nfe, trajectories, batch)
+            solver = build(made.solver, solvers, "solver")
+            found = problem.squares(problem.ours(solver, made.grid, nfe, False), False)
+            best, fixed = (min(all_, key=lambda key: rms(all_[key])) for all_ in (theirs, own))
+            cells = (
+                name, nfe, best.name + ", denoised" * best.denoised, f"{rms(theirs[best]):.2e}",
+                f"{min(map(median, theirs.values())):.1e}", f"{rms(usual):.2e}",
+                fixed, f"{rms(own[fixed]):.2e}", ratio(own[fixed], theirs[best]),
+                f"{made.solver['name']} ({made.solver['points']})", f"{rms(found):.2e}",
+                f"{median(found):.1e}", ratio(found, theirs[best]),
+            )  # fmt: skip
+            print("| " + " | ".join(map(str, cells)) + " |", flush=True)
 
 
 def stochastic(names: list[str], counts: list[int]) -> None:

@@ -3,19 +3,24 @@
 azula's samplers step linearly in the time of a schedule, so each schedule is a grid: its own VE
 (log-SNR), cosine and rectified ones, and EDM's levels. diffusers' schedulers are given the noise
 levels of EDM or of equal steps in log-SNR, and step a variance-preserving state where that is what
-they are written for. Both may stop at the smallest noise level, or denoise there as the last of
-their evaluations. Where a package is not installed, its samplers are left out:
+they are written for. k-diffusion's samplers step the state itself, on any levels. All may stop at
+the smallest noise level, or denoise there as the last of their evaluations. Where a package is
+not installed, its samplers are left out:
 
-    pip install --no-deps azula && pip install diffusers einops
+    pip install --no-deps azula k-diffusion && pip install diffusers einops
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -249,6 +254,78 @@ def _exploding(
     return run
 
 
+def k_diffusion() -> Iterator[Peer]:
+    """The samplers of k-diffusion that follow a list of noise levels, and DPM-Solver-fast."""
+    found = importlib.util.find_spec("k_diffusion")
+    if found is None:
+        return
+    # Its package imports networks and pictures, which its samplers do not need.
+    package, pictures = ModuleType("k_diffusion"), ModuleType("torchvision.transforms")
+    package.__path__ = list(found.submodule_search_locations or ())
+    pictures.functional = ModuleType("functional")
+    before = set(sys.modules)
+    names = {"k_diffusion": package, "torchvision.transforms": pictures}
+    with mock.patch.dict(sys.modules, {**names, "torchvision": ModuleType("torchvision")}):
+        made = importlib.import_module("k_diffusion.sampling")
+        late = {n: m for n, m in sys.modules.items() if n not in before | {"torchvision", *names}}
+    sys.modules.update(late)
+    kinds: list[tuple[str, Any, dict[str, Any], int, bool]] = [
+        ("Euler", made.sample_euler, {}, 1, False),
+        ("Heun", made.sample_heun, {}, 2, False),
+        ("DPM-2", made.sample_dpm_2, {}, 2, False),
+        ("DPM++ 2M", made.sample_dpmpp_2m, {}, 1, False),
+        *((f"LMS-{order}", made.sample_lms, {"order": order}, 1, False) for order in (2, 3, 4)),
+        ("DPM++ 2S", made.sample_dpmpp_2s_ancestral, {"eta": 0.0}, 2, False),
+    ]
+    for eta in (0.1, 0.3, 1.0):
+        kinds += [
+            (f"{name} eta={eta}", kind, {"eta": eta}, cost, True)
+            for name, kind, cost in (
+                ("Euler ancestral", made.sample_euler_ancestral, 1),
+                ("DPM-2 ancestral", made.sample_dpm_2_ancestral, 2),
+                ("DPM++ 2S ancestral", made.sample_dpmpp_2s_ancestral, 2),
+                ("DPM++ SDE", made.sample_dpmpp_sde, 2),
+                ("DPM++ 2M SDE", made.sample_dpmpp_2m_sde, 1),
+                ("DPM++ 3M SDE", made.sample_dpmpp_3m_sde, 1),
+            )
+        ]
+    for name, kind, options, cost, stochastic in kinds:
+        for grid, levels in LEVELS.items():
+            for last in (False, True):
+                run = _listed(kind, options, cost, levels, last)
+                yield Peer(f"k-diffusion {name}, {grid}", run, last, stochastic)
+    yield Peer("k-diffusion DPM fast", _fast(made.sample_dpm_fast), denoised=False)
+
+
+def _listed(
+    kind: Any, options: dict[str, Any], cost: int, levels: Callable[[Tensor], Tensor], last: bool
+) -> Callable[[Denoiser, Tensor, int], Tensor]:
+    """A sampler along a list of levels; of two evaluations a step, one in a step to zero."""
+    takes_noise = "noise_sampler" in kind.__code__.co_varnames
+
+    def run(denoise: Denoiser, x: Tensor, nfe: int) -> Tensor:
+        count = nfe if cost == 1 else (nfe + 1) // 2 if last else nfe // 2
+        draw = {"noise_sampler": lambda a, b: torch.randn_like(x)} if takes_noise else {}
+        return kind(
+            lambda y, sigma: denoise(y, sigma.flatten()[0]), x, _levels(levels, count, last),
+            disable=True, **options, **draw,
+        )  # fmt: skip
+
+    return run
+
+
+def _fast(kind: Any) -> Callable[[Denoiser, Tensor, int], Tensor]:
+    """A sampler that is told its evaluations and ends."""
+
+    def run(denoise: Denoiser, x: Tensor, nfe: int) -> Tensor:
+        return kind(
+            lambda y, sigma: denoise(y, sigma.flatten()[0]), x, SIGMA_MIN, SIGMA_MAX, nfe,
+            disable=True,
+        )  # fmt: skip
+
+    return run
+
+
 def every() -> list[Peer]:
     """All of them."""
-    return [*azula(), *diffusers()]
+    return [*azula(), *diffusers(), *k_diffusion()]

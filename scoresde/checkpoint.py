@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import nets, parameterization, sde, tuned
+from . import nets, parameterization, sde
 from .config import build, construct, describe, read_yaml, unknown
 from .model import ScoreModel
+from .tuning import files as tuned
 
 FORMAT = 1
 ZOO = Path(__file__).parent / "zoo"

@@ -22,7 +22,7 @@ from .samples import Samples, join
 from .sde.base import SDE, as_time
 from .solvers.base import Callback, Solver
 from .thresholding import Threshold
-from .tuned import recall
+from .tuning.files import recall
 
 
 @torch.inference_mode(False)  # whose tensors carry no graph, which a density needs

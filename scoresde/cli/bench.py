@@ -203,7 +203,7 @@ def check_names(settings: dict[str, Any]) -> None:
     from .. import solvers
     from ..config import build
     from ..grids import Tuned, grid_of
-    from ..tuned import open_file
+    from ..tuning.files import open_file
 
     for one in settings["solvers"]:
         build(one, solvers, "solver")

@@ -27,7 +27,12 @@ def sections(texts: Iterable[str], kind: str) -> list[dict[str, Any]]:
     Raises:
         ValueError: naming the kind and the part that does not fit.
     """
-    return [section(part, kind) for text in texts for part in _split(text, ",")]
+    return [section(part, kind) for text in texts for part in parts(text)]
+
+
+def parts(text: str) -> list[str]:
+    """``"heun,ddim:eta=0.5"`` as ``["heun", "ddim:eta=0.5"]``."""
+    return _split(text, ",")
 
 
 def section(text: str, kind: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import options
+from . import options, specs
 
 if TYPE_CHECKING:
     from ..model import ScoreModel
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 @click.command(name="tune")
 @click.argument("run", default=options.DEFAULT_MODEL)
-@click.option("--solver", default="vabm", show_default=True, metavar="NAME",
-              help="Deterministic solver that steps along a grid.")  # fmt: skip
+@click.option("--solver", default="vabm", show_default=True, metavar="NAME[,NAME...]",
+              help="Deterministic solver that steps along a grid; of several, such as "
+              "vab:points=3,vabm, the best after a short search is taken.")  # fmt: skip
 @click.option("--steps", type=click.IntRange(min=2), default=10, show_default=True)
 @options.settings("Set a field of the solver, as in --set points=2; may be repeated.")
 @click.option("--trajectories", type=click.IntRange(min=2), default=128, show_default=True,
@@ -65,23 +66,29 @@ def command(
     Examples:
       scoresde tune runs/digits-vp --steps 10
       scoresde sample runs/digits-vp --solver vabm --steps 10 --grid tuned
+      scoresde tune runs/digits-vp --solver vab,vabm:points=2,vabm --steps 5
       scoresde tune zoo:digits --solver unipc --steps 8 --out digits.yaml
       scoresde sample zoo:digits --solver unipc --steps 8 --grid digits.yaml
     """
     from ..checkpoint import load
-    from ..tuned import FILE, read, save
-    from ..tuning import tune
+    from ..tuning import FILE, tune
+    from ..tuning.files import read, save
 
     target = out or (Path(f"tuned-{run[4:]}.yaml") if run.startswith("zoo:") else Path(run) / FILE)
     if target.suffix not in (".yaml", ".yml"):
         raise ValueError(f"cannot write {target}: tuned grids go into a .yaml file")
     options.check_apart(target, json_file)
     read(target)  # a file that could not take one more entry, before the work
+    names = specs.parts(solver)
+    if settings and len(names) > 1:
+        raise ValueError("--set belongs to one solver: of several, write name:key=value")
+    names = [":".join((solver, *settings))] if settings else names
+    sections = [specs.section(name, "solver") for name in names]
     device = options.pick_device(device_name)
     model = load(run, weights=weights, device=device)
     with _bar() as progress:
         found = tune(
-            model, options.solver(solver, settings), steps,
+            model, sections, steps,
             trajectories=trajectories, held_out=held_out, iterations=iterations, batch=batch,
             seed=seed or 0, t_end=t_end, progress=progress,
             **_labels(model, trajectories + held_out, seed or 0),
@@ -89,6 +96,10 @@ def command(
     options.write_json(
         json_file, {"model": run, **found.entry(), "versions": options.versions(device)}
     )
+    chosen = names[0]
+    for name, (section, error) in zip(names, found.tried, strict=False):
+        options.speak(f"{name}: RMS {error:.3g} after a short search")
+        chosen = name if section == found.solver else chosen
     options.speak(table(found))
     best = found.best_fixed
     if found.gain > 1:
@@ -96,7 +107,7 @@ def command(
         save(target, found)
         options.speak(f"{found.gain:.2f} times less error than the best fixed grid, {best}")
         name = "tuned" if target.name == FILE and out is None else str(target)
-        options.speak(f"written {target}: --solver {solver} --steps {steps} --grid {name}")
+        options.speak(f"written {target}: --solver {chosen} --steps {steps} --grid {name}")
     else:
         options.speak(f"no better than the fixed grid {best}, so nothing is saved")
 

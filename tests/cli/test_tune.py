@@ -7,7 +7,7 @@ import torch
 import yaml
 
 import scoresde as sd
-from scoresde import tuning
+from scoresde.tuning import tuner
 
 FEW = ["--trajectories", 8, "--held-out", 8, "--batch", 8, "--steps", 3]
 
@@ -33,7 +33,7 @@ def test_a_grid_is_saved_with_the_model_and_taken_from_it(run, plane, tmp_path):
     rows = [line.split() for line in said.splitlines()[2:9]]
     errors = [float(row[1]) for row in rows]
     assert errors == sorted(errors)
-    assert {row[0] for row in rows} == {"tuned", *tuning.FIXED}
+    assert {row[0] for row in rows} == {"tuned", *tuner.FIXED}
     assert rows[0][0] == "tuned"
     assert errors[0] == pytest.approx(figures["error"], rel=1e-2)
     gain = min(figures["fixed"].values()) / figures["error"]
@@ -47,6 +47,26 @@ def test_a_grid_is_saved_with_the_model_and_taken_from_it(run, plane, tmp_path):
     assert taken["steps"] == 3
     missed = run("sample", plane, "--solver", "vabm", "--steps", 4, "--grid", "tuned", code=1).err
     assert "at 4 steps (tuned: vabm at 3)" in missed
+
+
+def test_of_several_solvers_the_best_is_named_as_it_was_written(run, plane, tmp_path):
+    said = run("tune", plane, "--solver", "ddim,vabm:points=2", "--iterations", 40, *FEW,
+               "--json", "t.json").out  # fmt: skip
+    figures = json.loads((tmp_path / "t.json").read_text())
+    tried = figures["tried"]
+    assert [one["solver"]["name"] for one in tried] == ["ddim", "vabm"]
+    for one, name in zip(tried, ("ddim", "vabm:points=2"), strict=True):
+        assert f"{name}: RMS {one['seen']:.3g} after a short search" in said
+    (entry,) = entries(tmp_path / "m" / "tuned.yaml")
+    assert entry["solver"] == figures["solver"]
+    chosen = {"ddim": "ddim", "vabm": "vabm:points=2"}[entry["solver"]["name"]]
+    assert f"--solver {chosen} --steps 3 --grid tuned" in said
+    run("sample", plane, "-n", 2, "--solver", chosen, "--steps", 3, "--grid", "tuned")
+
+
+def test_fields_of_one_solver_are_part_of_what_it_says(run, plane):
+    said = run("tune", plane, "--set", "points=2", "--iterations", 20, *FEW).out
+    assert "--solver vabm:points=2 --steps 3 --grid tuned" in said
 
 
 def test_a_second_search_replaces_its_entry_and_keeps_the_others(run, plane, tmp_path):
@@ -84,6 +104,8 @@ def test_what_beats_no_fixed_grid_is_not_saved(run, plane, tmp_path):
     [
         (["--solver", "ancestral"], "cannot be tuned"),
         (["--solver", "ddim:eta=1"], "cannot be tuned"),
+        (["--solver", "vab,vabm", "--set", "points=2"], "belongs to one solver"),
+        (["--solver", "vabm,heun"], "equal evaluations a step, got vabm 1, heun 2"),
         (["--solver", "unipd"], "did you mean 'unipc'"),
         (["--set", "points=["], "is not valid YAML"),
         (["--t-end", "3"], "within the trained times"),
@@ -105,7 +127,7 @@ def test_mistakes_are_found_before_the_work(run, tmp_path, monkeypatch, args, sa
     }.items():  # fmt: skip
         (tmp_path / name).write_text(text)
     before = {p.name: p.read_text() for p in tmp_path.iterdir()}
-    monkeypatch.setattr(tuning, "_reference", None)  # the work would fail
+    monkeypatch.setattr(tuner, "_reference", None)  # the work would fail
     error = run("tune", "zoo:digits", *args, code=2 if args[0] == "--steps" else 1).err
     assert said in error
     assert error.startswith("Error: ")

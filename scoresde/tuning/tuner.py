@@ -1,37 +1,30 @@
-r"""Time grids tuned to a model: the points of a solver's steps, placed by its error at the end.
+r"""Tuned grids: the points of a solver's steps, placed by the error that they leave at the end.
 
-For reference trajectories ``x*`` of the probability-flow ODE, which a tight adaptive solve gives
-once, the points ``lam_i`` (log-SNR, increasing, fixed ends) minimise
-
-    log (E |e|^2)^(1/2) + log E |e|,    e = Phi(x*_T; lam) - x*_0,
-    lam_i = lam_0 + (lam_N - lam_0) sum_{j<=i} softmax(theta)_j
-
-by stochastic gradients through the steps ``Phi`` of the solver itself, which weighs every local
-error by what the rest of the way makes of it. Where trajectories part between modes the error has
-a heavy tail: a few of them make up the mean square, the others the mean distance, and both count.
-Trajectories are drawn in proportion to their error (and reweighted, so that the mean is still
-theirs), and the search starts from the best fixed grid. What it found is judged on trajectories
-that it has not seen, beside every fixed grid.
+For reference trajectories of the probability-flow ODE, which a tight adaptive solve gives once,
+the points are sought by gradients through the steps of the solver itself
+(:mod:`scoresde.tuning.search`), which weighs every local error by what the rest of the way makes
+of it. The search starts from the best fixed grid. What it found is judged on trajectories that it
+has not seen, beside every fixed grid.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import grids, solvers
-from .config import ConfigError, build, describe
-from .model import evaluating, home, per_sample
-from .noise import KeyedNoise
-from .sde.base import select
-from .solvers.base import Solver
+from .. import grids, solvers
+from ..config import ConfigError, build, describe
+from ..model import evaluating, home, per_sample
+from ..noise import KeyedNoise
+from ..sde.base import select
+from ..solvers.base import Solver
+from .search import Search, Tell, criterion, rms
 
 FIXED: dict[str, grids.Grid] = {
     "karras": grids.Karras(),
@@ -45,8 +38,8 @@ FIXED: dict[str, grids.Grid] = {
 REFERENCE = {"name": "runge-kutta", "rtol": 1e-5, "atol": 1e-5, "max_nfe": 20000}
 EXACT_REFERENCE = {**REFERENCE, "method": "dop853", "rtol": 1e-9, "atol": 1e-9}
 """Reference of a float64 score."""
-LOOKS = 4
-"""Times that the error of all trajectories is measured during the search."""
+TRIAL = 4
+"""Of several solvers, each has this part of the search's iterations before one is chosen."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +56,8 @@ class Tuning:
         fixed: the same root mean square distance under each fixed grid.
         fixed_median: the same median.
         seen: ``error`` on the trajectories of the search.
+        tried: of several solvers, the section of each and its ``error`` on those trajectories
+            when one was chosen, in the order given; empty if there was no choice.
         trajectories: how many the search had.
         held_out: how many it did not.
         t_start: time at which the grid starts.
@@ -78,6 +73,7 @@ class Tuning:
     fixed: dict[str, float]
     fixed_median: dict[str, float]
     seen: float
+    tried: tuple[tuple[dict[str, Any], float], ...]
     trajectories: int
     held_out: int
     t_start: float
@@ -96,14 +92,18 @@ class Tuning:
 
     def entry(self) -> dict[str, Any]:
         """Everything as plain values for YAML or JSON."""
-        return {**asdict(self), "grid": describe(self.grid)}
+        tried = [{"solver": section, "seen": error} for section, error in self.tried]
+        return {**asdict(self), "grid": describe(self.grid), "tried": tried}
+
+
+Spec = str | dict[str, Any] | Solver
 
 
 @torch.inference_mode(False)  # whose tensors carry no gradient
 @torch.enable_grad()
 def tune(
     score: Any,
-    solver: str | dict[str, Any] | Solver,
+    solver: Spec | Sequence[Spec],
     steps: int,
     *,
     shape: tuple[int, ...] | None = None,
@@ -115,7 +115,7 @@ def tune(
     seed: int = 0,
     t_start: float | None = None,
     t_end: float | None = None,
-    progress: Callable[[str, float], None] | None = None,
+    progress: Tell | None = None,
     **cond: Any,
 ) -> Tuning:
     """Places the points of ``steps`` steps of a deterministic solver for a score.
@@ -141,7 +141,7 @@ def tune(
         ValueError: for numbers out of range, or if the reference does not converge.
     """
     began = time.perf_counter()
-    method = _fitting(build(solver, solvers, "solver"))
+    methods = _fitting(solver)
     for name, value, least in (
         ("steps", steps, 2), ("trajectories", trajectories, 2), ("held_out", held_out, 2),
         ("iterations", iterations, 0), ("batch", batch, 1),
@@ -164,19 +164,25 @@ def tune(
     with evaluating(score):
         x = start_noise(score, (count, *shape), seed, device, dtype)
         cond = per_sample(cond, x)
-        ends = _reference(score, method, x, start, end, batch, cond, tell)
-        search = _Search(score, method, x[:trajectories], ends[:trajectories],
-                         select(cond, slice(trajectories)), batch)  # fmt: skip
-        judge = _Search(score, method, x[trajectories:], ends[trajectories:],
-                        select(cond, slice(trajectories, None)), batch)  # fmt: skip
+        ends = _reference(score, x, start, end, batch, cond, tell)
+
+        def search(method: Solver, rows: slice) -> Search:
+            return Search(score, method, x[rows], ends[rows], select(cond, rows), batch)
+
         candidates = {name: grid(sde, steps, start, end) for name, grid in FIXED.items()}
-        known = {name: rms(search.errors(times)) for name, times in candidates.items()}
-        first = min(known, key=lambda name: known[name])
-        times = search.descend(candidates[first], iterations, rate, seed, tell)
-        seen = rms(search.errors(times))
-        if not seen < known[first]:  # the search has found nothing better
-            times, seen = candidates[first], known[first]
+        trials = []
+        for method in methods:
+            one = search(method, slice(trajectories))
+            times = min(candidates.values(), key=lambda t: _rank(one.errors(t)))
+            part = iterations if len(methods) == 1 else iterations // TRIAL
+            trials.append((method, *one.descend(times, part, rate, seed, tell)))
+        method, times, seen = min(trials, key=lambda trial: _rank(trial[2]))
+        if len(methods) > 1:
+            times, seen = search(method, slice(trajectories)).descend(
+                times, iterations, rate, seed, tell
+            )
         tell("judging", 0.0)
+        judge = search(method, slice(trajectories, None))
         found = judge.errors(times)
         fixed = {name: judge.errors(points) for name, points in candidates.items()}
     return Tuning(
@@ -187,7 +193,8 @@ def tune(
         median=float(found.sqrt().median()),
         fixed={name: rms(e) for name, e in fixed.items()},
         fixed_median={name: float(e.sqrt().median()) for name, e in fixed.items()},
-        seen=seen,
+        seen=rms(seen),
+        tried=tuple((describe(m), rms(e)) for m, _, e in trials) if len(trials) > 1 else (),
         trajectories=trajectories,
         held_out=held_out,
         t_start=start,
@@ -196,9 +203,10 @@ def tune(
     )
 
 
-def rms(squares: Tensor) -> float:
-    """Root of the mean of squared errors."""
-    return float(squares.mean().sqrt())
+def _rank(squares: Tensor) -> float:
+    """The criterion of the search, infinite for what is not finite."""
+    value = float(criterion(squares))
+    return value if math.isfinite(value) else math.inf
 
 
 def start_noise(
@@ -208,26 +216,34 @@ def start_noise(
     return score.sde.prior_sample(shape, KeyedNoise(seed), device=device, dtype=dtype)
 
 
-def _fitting(method: Any) -> Solver:
-    """The solver, if its steps can be placed."""
-    if not isinstance(method, Solver) or method.stochastic or method.default_steps is None:
-        name = describe(method)["name"]
-        raise ConfigError(
-            f"solver {name!r} cannot be tuned: it draws noise or chooses its own steps; "
-            "accepted are deterministic solvers on a grid, such as vabm, unipc, dpmpp-3m or heun"
-        )
-    return method
+def _fitting(solver: Any) -> list[Solver]:
+    """The solvers, if their steps can be placed, and compared."""
+    several = isinstance(solver, Sequence) and not isinstance(solver, str)
+    methods = [build(one, solvers, "solver") for one in (solver if several else [solver])]
+    for method in methods:
+        if not isinstance(method, Solver) or method.stochastic or method.default_steps is None:
+            raise ConfigError(
+                f"solver {describe(method)['name']!r} cannot be tuned: it draws noise or chooses "
+                "its own steps; accepted are deterministic solvers on a grid, such as vabm, "
+                "unipc, dpmpp-3m or heun"
+            )
+    costs = {describe(method)["name"]: method.nfe_per_step for method in methods}
+    if len(set(costs.values())) > 1:
+        have = ", ".join(f"{name} {cost}" for name, cost in costs.items())
+        raise ConfigError(f"solvers to choose from need equal evaluations a step, got {have}")
+    if not methods:
+        raise ConfigError("tune needs a solver")
+    return methods
 
 
 def _reference(
     score: Any,
-    method: Solver,
     x: Tensor,
     start: float,
     end: float,
     batch: int,
     cond: dict[str, Any],
-    tell: Callable[[str, float], None],
+    tell: Tell,
 ) -> Tensor:
     """Ends of the trajectories by a tight adaptive solve."""
     exact = x.dtype == torch.float64
@@ -245,85 +261,6 @@ def _reference(
                 raise ValueError(f"the reference did not converge: {found.message}")
             parts.append(found.x)
     return torch.cat(parts)
-
-
-@dataclass(frozen=True)
-class _Search:
-    """Trajectories with known ends, and the solver whose points are sought."""
-
-    score: Any
-    method: Solver
-    x: Tensor
-    ends: Tensor
-    cond: dict[str, Any]
-    batch: int
-
-    def squares(self, times: Tensor, rows: Tensor) -> Tensor:
-        """Mean square error of some trajectories, ``(len(rows),)``, differentiable in ``times``.
-
-        The solver's own steps, without the guards and the account of its loop.
-        """
-        reverse = self.method.reverse(self.score, **select(self.cond, rows))
-        x = self.x[rows]
-        state = self.method.init(reverse, x, times, None)
-        for t, s in pairwise(times.unbind()):
-            x, state = self.method.step(reverse, x, t, s, None, state)
-        return (x - self.ends[rows]).flatten(1).square().mean(1)
-
-    @torch.no_grad()
-    def errors(self, times: Tensor) -> Tensor:
-        """Mean square error of every trajectory, float64 on the CPU."""
-        every = torch.arange(len(self.x), device=self.x.device)
-        parts = [self.squares(times, rows) for rows in every.split(max(self.batch, 256))]
-        return torch.cat(parts).cpu().double()
-
-    def descend(
-        self,
-        times: Tensor,
-        iterations: int,
-        rate: float,
-        seed: int,
-        tell: Callable[[str, float], None],
-    ) -> Tensor:
-        """The points after the search, from those given."""
-        sde = self.score.sde
-        ladder = sde.log_snr(times)
-        theta = ladder.diff().log().requires_grad_()
-        optimizer = torch.optim.Adam([theta], lr=rate, betas=(0.9, 0.98))
-        generator = torch.Generator().manual_seed(seed)
-        for i in range(iterations):
-            if i % max(1, iterations // LOOKS) == 0:
-                sizes = self.errors(_points(sde, ladder, theta).detach()).nan_to_num(0).sqrt()
-                chance = sizes + sizes.mean() + torch.finfo(sizes.dtype).tiny
-                chance = chance / chance.sum()
-            tell("tuning", i / iterations)
-            optimizer.param_groups[0]["lr"] = rate / 2 * (1 + math.cos(math.pi * i / iterations))
-            rows = torch.multinomial(chance, self.batch, replacement=True, generator=generator)
-            weight = (1 / (chance[rows] * len(self.x))).to(self.x)
-            squares = self.squares(_points(sde, ladder, theta), rows.to(self.x.device))
-            # The mean square is made by the few; the mean distance keeps the many in sight.
-            distance = (squares + torch.finfo(squares.dtype).tiny).sqrt()
-            loss = (weight * squares).mean().log() / 2 + (weight * distance).mean().log()
-            if not bool(loss.isfinite()):
-                break
-            (theta.grad,) = torch.autograd.grad(loss, theta)  # and none of a network's weights
-            torch.nn.utils.clip_grad_norm_([theta], 1.0)
-            optimizer.step()
-        found = _points(sde, ladder, theta).detach()
-        found[0], found[-1] = times[0], times[-1]
-        return found
-
-
-def _points(sde: Any, ladder: Tensor, theta: Tensor) -> Tensor:
-    """Decreasing times of the steps whose lengths in log-SNR are as ``exp(theta)``.
-
-    Differentiable for every process, by ``dt/d log_snr = -2 sigma^2/g^2``.
-    """
-    share = torch.softmax(theta, 0).cumsum(0)
-    inner = ladder[0] + (ladder[-1] - ladder[0]) * share[:-1]
-    lam = torch.cat([ladder[:1], inner, ladder[-1:]])
-    t = sde.time(lam.detach())
-    return t - 2 * (sde.sigma(t) / sde.diffusion(t)) ** 2 * (lam - lam.detach())
 
 
 __all__ = ["Tuning", "tune"]

@@ -4,17 +4,19 @@ import pytest
 import torch
 
 import scoresde as sd
-from scoresde import grids, solvers, tuned, tuning
-from scoresde.config import ConfigError
+from scoresde import grids, solvers
+from scoresde.config import ConfigError, describe
+from scoresde.tuning import files as tuned
+from scoresde.tuning import search, tuner
 
 SIZES = {"trajectories": 192, "held_out": 192, "batch": 64, "iterations": 60}
 
 
-def search(mixture, sde, method, count=64):
+def searching(mixture, sde, method, count=64):
     score = mixture.score(sde)
-    x = tuning.start_noise(score, (count, 2), 0, torch.device("cpu"), torch.float64)
+    x = tuner.start_noise(score, (count, 2), 0, torch.device("cpu"), torch.float64)
     ends = sd.sample(score, x_T=x, solver="runge-kutta", denoise=False).x
-    return tuning._Search(score, method, x, ends, {}, 32)
+    return search.Search(score, method, x, ends, {}, 32)
 
 
 @pytest.mark.parametrize("solver", [solvers.VABM(), solvers.UniPC(), solvers.Heun()], ids=repr)
@@ -22,13 +24,13 @@ def test_the_gradient_is_that_of_a_central_difference(sde, mixture, solver):
     """Through the steps, the schedule and, by its derivative alone, the inverse of the log-SNR."""
     if isinstance(sde, sd.DDPM):
         pytest.skip("its table's time is piecewise: the difference crosses a corner")
-    found = search(mixture, sde, solver)
+    found = searching(mixture, sde, solver)
     times = grids.Logistic()(sde, 6, sde.t_max, sde.t_min_sampling)
     ladder = sde.log_snr(times)
     rows = torch.arange(len(found.x))
 
     def loss(theta):
-        return found.squares(tuning._points(sde, ladder, theta), rows).mean()
+        return found.squares(search.points(sde, ladder, theta), rows).mean()
 
     theta = ladder.diff().log().requires_grad_()
     (gradient,) = torch.autograd.grad(loss(theta), theta)
@@ -46,7 +48,7 @@ def test_a_tuned_grid_beats_every_fixed_one_on_unseen_trajectories(mixture, step
     assert found.gain > 1.3
     assert found.error < min(found.fixed.values()) / 1.3
     # What it says is what sampling by that grid does.
-    x = tuning.start_noise(score, (384, 2), 0, torch.device("cpu"), torch.float64)[192:]
+    x = tuner.start_noise(score, (384, 2), 0, torch.device("cpu"), torch.float64)[192:]
     exact = sd.sample(score, x_T=x, solver="runge-kutta", denoise=False).x
     for grid, error in ((found.grid, found.error), ("karras", found.fixed["karras"])):
         out = sd.sample(
@@ -115,9 +117,32 @@ def test_a_search_leaves_no_gradients_and_asks_for_no_mode():
     assert all(p.grad is None for p in net.parameters())
 
 
+def test_of_several_solvers_the_best_on_the_seen_trajectories_is_taken(mixture):
+    score = mixture.score(sd.VP())
+    several = ["ddim", {"name": "vabm", "points": 2}, solvers.LMS(points=3)]
+    found = sd.tune(score, several, 6, **SIZES)
+    assert found.solver == describe(solvers.VABM(points=2))
+    assert [section["name"] for section, _ in found.tried] == ["ddim", "vabm", "lms"]
+    alone = sd.tune(score, several[1], 6, **SIZES)
+    assert alone.tried == ()
+    assert found.error < 1.1 * alone.error
+
+
+def test_a_descent_gives_the_best_points_that_it_met(mixture):
+    """With steps far too long the last points are worse than the first."""
+    found = searching(mixture, sd.VP(), solvers.DDIM())
+    times = grids.Logistic()(sd.VP(), 6, 1.0, 1e-3)
+    points, errors = found.descend(times, 16, 50.0, 0, lambda what, fraction: None)
+    assert torch.equal(errors, found.errors(points))
+    assert search.criterion(errors) <= search.criterion(found.errors(times))
+
+
 @pytest.mark.parametrize(
     ("solver", "settings", "match"),
     [
+        (["heun", "vabm"], {}, "equal evaluations a step, got heun 2, vabm 1"),
+        ([], {}, "tune needs a solver"),
+        (["vabm", "ancestral"], {}, "'ancestral' cannot be tuned"),
         ("ancestral", {}, "draws noise or chooses its own steps"),
         ("runge-kutta", {}, "cannot be tuned"),
         ("heum", {}, "did you mean 'heun'"),

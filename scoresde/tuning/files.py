@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import grids
-from .config import ConfigError, describe, read_yaml
+from .. import grids
+from ..config import ConfigError, describe, read_yaml
 
 if TYPE_CHECKING:
-    from .solvers.base import Solver
-    from .tuning import Tuning
+    from ..solvers.base import Solver
+    from .tuner import Tuning
 
 FILE = "tuned.yaml"
 """Name of the file of tuned grids in a model's folder."""
@@ -84,7 +84,7 @@ def _is_entry(value: Any) -> bool:
 
 def save(file: Path, found: Tuning) -> None:
     """Adds an entry to a file of tuned grids, in place of one for the same solver and steps."""
-    from .checkpoint import write_yaml
+    from ..checkpoint import write_yaml
 
     entry = found.entry()
     key = entry["solver"], entry["steps"]
