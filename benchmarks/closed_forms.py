@@ -3,8 +3,9 @@
     python benchmarks/closed_forms.py
 
 Prints three tables in Markdown. All in float64 on the CPU. The order of a multistep method is that
-of its steps once it has a history: its first states are the exact ones, as many as it looks back. What its own start, of order one, leaves of that order stands behind a slash where it
-differs by 0.1 or more.
+of its steps once it has a history: its first states are the exact ones, as many as it looks back.
+What its own start, of order one, leaves of that order stands behind a slash where it differs by
+0.1 or more.
 """
 
 from __future__ import annotations

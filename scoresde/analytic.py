@@ -7,6 +7,7 @@ exact. Tests, benchmarks and teaching stand on it.
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -15,6 +16,9 @@ from torch import Tensor
 
 from .model import Score
 from .sde.base import GaussianSDE, as_time
+
+CACHED = 2**16
+"""Numbers of an intermediate tensor that a CPU's cache holds: larger batches go in parts."""
 
 
 class GaussianMixture:
@@ -121,6 +125,15 @@ class MixtureScore(Score):
 
     def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:
         """``sum_k p(k | x_t) (alpha mu_k - x)/(alpha^2 S_k + sigma^2)``, the shape of ``x``."""
+        rows = max(1, CACHED // self.mixture.means.numel())
+        if x.device.type != "cpu" or len(x) <= rows:
+            return self._score(x, t)
+        t = as_time(t, x)
+        times = t.split(rows) if t.numel() > 1 else itertools.repeat(t)
+        return torch.cat([self._score(*part) for part in zip(x.split(rows), times, strict=False)])
+
+    def _score(self, x: Tensor, t: float | Tensor) -> Tensor:
+        """The same, of all samples at once."""
         means, variances = self.mixture._marginal(x, self.sde, t)
         log_components, scores = self.mixture._log_components(x, means, variances)
         share = torch.softmax(log_components, 1)[:, :, None]

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import scoresde as sd
+from scoresde import analytic
 from scoresde.model import home
 
 f64 = torch.float64
@@ -158,3 +159,14 @@ def test_bad_mixtures_are_refused():
         sd.GaussianMixture([1.0, 1.0], means, [1.0, -1.0])
     with pytest.raises(ValueError, match="needs a time"):
         sd.GaussianMixture([1.0, 1.0], means, [1.0, 1.0]).log_prob(means, sd.VP())
+
+
+def test_batches_in_parts_give_the_same_score(sde, mixture, monkeypatch):
+    x = torch.randn(11, 2, dtype=torch.float64)
+    times = torch.linspace(0.1, 0.9, 11, dtype=torch.float64) * sde.t_max
+    score = mixture.score(sde)
+    whole = [score(x, t) for t in (times[3], times, times[:, None])]
+    monkeypatch.setattr(analytic, "CACHED", 4 * mixture.means.numel())
+    for one, t in zip(whole, (times[3], times, times[:, None]), strict=True):
+        assert torch.equal(score(x, t), one)
+    assert torch.equal(whole[1][5], score(x[5:6], times[5])[0])
