@@ -142,7 +142,8 @@ def _against(row: Row, rows: Sequence[Row]) -> Row:
     ]  # fmt: skip
     if not rivals or not min(row.runs[key]) > 0:
         return row
-    best = min(rivals, key=lambda other: other.value(key) or math.inf)
+    # By the mean that the ratio is of, so that no row is better than the best.
+    best = min(rivals, key=lambda other: sum(map(math.log, other.runs[key])))
     ratio, interval = paired_ratio(row.runs[key], best.runs[key])
     intervals = {k: v for k, v in row.intervals.items() if k != "vs_best"}
     if interval is not None and best is not row:

@@ -70,6 +70,11 @@ def paired_ratio(
     return ratio, None if interval is None else (math.exp(interval[0]), math.exp(interval[1]))
 
 
+def spread(value: float, interval: tuple[float, float]) -> float:
+    """The half width in ``value +- half`` that covers an interval, be it uneven or cut at zero."""
+    return max(interval[1] - value, value - interval[0])
+
+
 def quantile(freedom: int) -> float:
     """Student's t beyond which 2.5 % lie on either side."""
     from scipy.special import stdtrit  # scipy.stats takes a second to import

@@ -18,6 +18,7 @@ class Measure:
         key: the field of :class:`Row`.
         name: heading of its column.
         title: what it is, in a line.
+        meaning: how it is defined.
         in_units: whether it is in units of the data.
         of_path: whether it is the distance to the converged path from the same start, which the
             error of the reference bounds from below; otherwise it is one of laws.
@@ -27,6 +28,7 @@ class Measure:
     key: str
     name: str
     title: str
+    meaning: str
     in_units: bool = False
     of_path: bool = False
     signed: bool = False
@@ -34,20 +36,40 @@ class Measure:
 
 MEASURES = (
     Measure(
-        "endpoint_rms", "endpoint RMS", "RMS distance to the converged ODE solution", of_path=True
+        "endpoint_rms", "endpoint RMS", "RMS distance to the converged ODE solution",
+        "root mean square, over samples and entries, of the distance to the converged solution of "
+        "the probability-flow ODE from the same start, in the model's range; solvers of the ODE",
+        of_path=True,
     ),
     Measure(
-        "endpoint_median", "median",
-        "distance to the converged ODE solution, median over samples", of_path=True,
+        "endpoint_median", "endpoint median",
+        "distance to the converged ODE solution, median over samples",
+        "median over samples of that distance, a root mean square over entries", of_path=True,
     ),
     Measure(
-        "endpoint_q95", "95 %",
-        "distance to the converged ODE solution, 95 % of samples below", of_path=True,
+        "endpoint_q95", "endpoint 95 %",
+        "distance to the converged ODE solution, 95 % of samples below",
+        "the quantile below which that distance lies for 95 % of the samples", of_path=True,
     ),
-    Measure("sliced_w2", "sliced W2", "sliced Wasserstein-2 distance", in_units=True),
-    Measure("mmd2", "MMD^2", "squared MMD (on the axis: below it, or negative)", signed=True),
-    Measure("mean_error", "mean error", "RMS error of the mean", in_units=True),
-    Measure("covariance_error", "cov. error", "relative error of the covariance"),
+    Measure(
+        "sliced_w2", "sliced W2", "sliced Wasserstein-2 distance",
+        "sliced Wasserstein-2 distance of the samples to the reference items, over the random "
+        "directions that the settings count", in_units=True,
+    ),
+    Measure(
+        "mmd2", "MMD^2", "squared MMD (on the axis: below it, or negative)",
+        "unbiased squared maximum mean discrepancy between the samples and the reference items, "
+        "of rational-quadratic kernels; it may be negative", signed=True,
+    ),
+    Measure(
+        "mean_error", "mean error", "RMS error of the mean",
+        "root mean square over entries of the error of the samples' mean against the exact one",
+        in_units=True,
+    ),
+    Measure(
+        "covariance_error", "cov. error", "relative error of the covariance",
+        "Frobenius norm of the error of the samples' covariance, over that of the exact one",
+    ),
 )  # fmt: skip
 DISTANCES = ("sliced_w2", "mmd2")
 """The measures that have a say in whether a row reaches the floor."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from .intervals import spread
 from .row import DISTANCES, MEASURES, Row
 
 MESSAGE = 60
@@ -44,7 +45,7 @@ def report(rows: Sequence[Row], floors: Floors) -> str:
         parts.append(f"{head}{table(own, floor)}\n{verdict(own, floor)}")
     legend = "* not above the floor"
     if any(row.intervals for row in rows):
-        legend += "    +- half of the 95 % interval"
+        legend += "    +- 95 % interval, its longer side"
     errors = [row.reference_error for row in rows if row.reference_error is not None]
     if errors:
         legend += f"    reference error {max(errors):.1e}, ~ below {BELOW_REFERENCE:g} times that"
@@ -55,7 +56,7 @@ def table(rows: Sequence[Row], floor: Mapping[str, float]) -> str:
     """The rows of one problem as aligned text, the floor below them.
 
     ``*`` marks a value not above its floor, ``~`` one that is not far above the error of the
-    reference solution, ``+-`` half of an interval.
+    reference solution, ``+-`` the longer side of an interval.
     """
     shown = [
         m for m in MEASURES
@@ -114,8 +115,7 @@ def _cell(row: Row, key: str, floor: Mapping[str, float]) -> str:
     mark = "*" if key in floor and value <= floor[key] else "~" if doubtful(row, key) else " "
     half = ""
     if key in row.intervals:
-        low, high = row.intervals[key]
-        half = f" +-{(high - low) / 2:.1g}"
+        half = f" +-{spread(value, row.intervals[key]):.1g}"
     return f"{value:.3g}{half}{mark}"
 
 

@@ -130,7 +130,9 @@ def command(
       scoresde bench --exact --law separated,narrow --dim 2,64 --nfe 5,8,10,20 --repeats 5
     """
     given = {"--sde": sdes, "--law": laws, "--dim": dims}
-    refuse_mixed(exact, {"RUN": run, "--data": data}, given)
+    own = {f"--{name}": named(name) for name in ("weights", "batch")}
+    of_model = {"RUN": run, "--data": data, **own}
+    refuse_mixed(exact, of_model, given)
     if steps and nfe:
         raise ValueError("--steps and --nfe exclude each other: a budget sets the steps")
     counts = None if nfe else specs.numbers(steps or (EXACT_STEPS if exact else STEPS,), "--steps")
@@ -178,6 +180,12 @@ def command(
         raise KeyboardInterrupt
     if all(row.nfe is None for row in outcome.rows):
         raise ValueError(f"no solver finished; the first said: {outcome.rows[0].message}")
+
+
+def named(parameter: str) -> bool:
+    """Whether an option that has a default was given on the command line."""
+    source = click.get_current_context().get_parameter_source(parameter)
+    return source is click.core.ParameterSource.COMMANDLINE
 
 
 def refuse_mixed(exact: bool, of_model: dict[str, Any], of_exact: dict[str, Any]) -> None:

@@ -180,6 +180,18 @@ def check_writable(file: Path | None) -> None:
         raise ValueError(f"cannot write {file}: {folder} is not writable")
 
 
+def processor(file: Path = Path("/proc/cpuinfo")) -> str:
+    """The model of the processor; what Python says of it where Linux has no name for it."""
+    import platform
+
+    try:
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next((name for name in names if name), platform.processor())
+
+
 def versions(device: torch.device) -> dict[str, str | int]:
     """What a figure depends on besides its settings."""
     import platform
@@ -188,7 +200,7 @@ def versions(device: torch.device) -> dict[str, str | int]:
 
     from .. import __version__
 
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     return {
         "scoresde": __version__,
         "torch": torch.__version__,

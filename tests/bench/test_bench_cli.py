@@ -2,6 +2,7 @@
 
 import csv
 import json
+import platform
 import subprocess
 import sys
 from xml.etree import ElementTree
@@ -200,6 +201,8 @@ def test_model_with_endpoint(run, tmp_path):
         (("RUN", "--law", "narrow"), "--law belongs to --exact"),
         (("--exact", "--data", "digits"), "leave out --data"),
         (("RUN", "--exact"), "leave out RUN"),
+        (("--exact", "--weights", "ema"), "leave out --weights"),
+        (("--exact", "--batch", "8"), "leave out --batch"),
         (("RUN", "--dim", "3"), "--dim belongs to --exact"),
         (("RUN", "--data", "moons"), "moons has items of"),
         (("nowhere",), "no model at nowhere"),
@@ -325,3 +328,12 @@ def test_a_process_whose_reference_fails_still_has_rows(tmp_path, monkeypatch):
     (row,) = json.loads((tmp_path / "bench.json").read_text())["rows"]
     assert row["converged"]
     assert row["endpoint_rms"] is None
+
+
+def test_times_name_the_processor(tmp_path):
+    from scoresde.cli.options import processor
+
+    file = tmp_path / "cpuinfo"
+    file.write_text("processor\t: 0\nmodel name\t: A Chip @ 3 GHz\n")
+    assert processor(file) == "A Chip @ 3 GHz"
+    assert processor(tmp_path / "none") == platform.processor()

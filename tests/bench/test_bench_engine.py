@@ -345,6 +345,15 @@ def test_the_ratio_to_the_best_is_paired_and_among_rows_that_cost_no_more():
     assert "vs_best" not in found[0].intervals
 
 
+def test_no_row_is_better_than_the_best():
+    """The best has the least geometric mean, as the ratio is one."""
+    one = Row("one", 5, nfe=10, endpoint_rms=5.05, runs={"endpoint_rms": (0.1, 10.0)},
+              repeats=2, converged=True)  # fmt: skip
+    even = Row("even", 5, nfe=10, endpoint_rms=2.0, runs={"endpoint_rms": (2.0, 2.0)},
+               repeats=2, converged=True)  # fmt: skip
+    assert [r.vs_best for r in against_best([one, even])] == pytest.approx([1, 2])
+
+
 def test_rows_of_several_grids(target):
     rows = compare(LAW.score(sd.VE(sigma_max=20.0)), target, solvers=["heun", "runge-kutta"],
                    steps=[8], samples=50,

@@ -6,7 +6,9 @@ import statistics
 import pytest
 import torch
 
-from scoresde.bench.intervals import order_statistics, paired_ratio, root_of_mean, student
+from scoresde.bench import Row
+from scoresde.bench.intervals import order_statistics, paired_ratio, root_of_mean, spread, student
+from scoresde.bench.text import table
 
 TRIALS = 400
 
@@ -59,3 +61,11 @@ def test_a_ratio_of_pairs_does_not_see_what_they_share():
     half = 12.7062 * statistics.stdev([0, math.log(4)]) / math.sqrt(2)
     assert (low, high) == pytest.approx((2 * math.exp(-half), 2 * math.exp(half)), rel=1e-4)
     assert paired_ratio([3.0], [1.0]) == (pytest.approx(3), None)
+
+
+def test_a_cut_interval_is_shown_by_its_longer_side():
+    """Half of (0, 3) is 1.5, and 1 +- 1.5 would say that 3 is out."""
+    assert spread(1.0, (0.0, 3.0)) == 2
+    assert spread(1.0, (0.2, 1.1)) == pytest.approx(0.8)
+    row = Row("heun", 5, sliced_w2=1.0, nfe=5, intervals={"sliced_w2": (0.0, 3.0)}, repeats=2)
+    assert "1 +-2" in table([row], {})

@@ -159,6 +159,14 @@ const out = {{
     .map((b) => [b.row.sde, b.cost, b.row.solver, b.other && b.other.solver, b.ratio]),
   sorted: names(m.sortRows(data.rows, "endpoint_rms", true)),
   columns: m.columns(data).map((c) => c.key),
+  counts: m.choices(data, "count"),
+  four: names(m.filterRows(data, m.parseState("#count=8&solver=ddim", data))),
+  none: m.formatState({{ ...all, solver: [] }}, data),
+  still: m.parseState("#solver=", data).solver,
+  plain: m.plain([{{ name: "ddim", eta: 0.5 }}, {{ name: "heun" }}]),
+  exact: m.plain({{ seed: 12345678, scale: 1.9123456789, tolerance: 1e-9 }}),
+  ticks: [1e-4, 5.3e-5, 0.01, 50].map(m.tickOf),
+  spread: m.spread(1, [0, 3]),
   short: [0.000123456, 12.3456, 4, null, 1234567.8, -0.5].map(m.short),
 }};
 console.log(JSON.stringify(out));
@@ -166,6 +174,13 @@ console.log(JSON.stringify(out));
     done = subprocess.run([node, str(tmp_path / "run.js")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     out = json.loads(done.stdout)
+    assert out["counts"] == ["3", "4", "8", "own steps"]
+    assert out["four"] == [["ddim", 9], ["ddim", 9]]
+    assert (out["none"], out["still"]) == ("solver=", [])
+    assert out["plain"] == "ddim(eta=0.5), heun"
+    assert out["exact"] == "seed=12345678, scale=1.91235, tolerance=1e-9"
+    assert out["ticks"] == ["1e-4", "5.3e-5", "0.01", "50"]
+    assert out["spread"] == 2
     assert out["all"] == len(ROWS)
     assert out["some"] == [["heun", 5], ["heun", 9], ["own", 12.5]]
     assert out["y"] == ["endpoint_rms", "sliced_w2"]

@@ -17,14 +17,25 @@ function start(data) {
     const list = find("settings");
     const say = (name, value) => {
       if (value === null || value === undefined) return;
-      const text = typeof value === "object" ? JSON.stringify(value) : String(value);
-      list.append(element("dt", {}, name), element("dd", {}, text));
+      list.append(element("dt", {}, name), element("dd", {}, plain(value)));
     };
     for (const [name, value] of Object.entries(data.settings ?? {})) say(name, value);
     for (const [name, value] of Object.entries(data.sdes ?? {})) say(`process ${name}`, value);
     for (const [name, value] of Object.entries(data.laws ?? {})) say(`reference ${name}`, value);
     for (const [name, value] of Object.entries(data.floors ?? {})) say(`floor ${name}`, value);
     for (const [name, value] of Object.entries(v)) say(name, value);
+  }
+
+  function glossary() {
+    const say = (name, text) => find("glossary").append(element("dt", {}, name), element("dd", {}, text));
+    say("NFE", "evaluations of the score for a sample, the last denoising included; on average where samples take steps of their own");
+    say("seconds", "wall-clock time of all samples; the median over the repeats, without the first if there are several; the range when you point at it");
+    for (const m of shownMeasures(data)) say(m.name, m.meaning + (m.in_units ? ` (${data.unit})` : ""));
+    say("vs best", "the error over that of the best row here which takes no more evaluations, a geometric mean over the repeats; of the endpoint RMS where a row has one, else of sliced W2");
+    say("floor", "the 95 % quantile of what as many real items reach against the same reference in one run; below it, a sampler cannot be told from the truth");
+    say("±", (data.settings?.repeats ?? 1) > 1
+      ? "95 % interval by Student's t over the repeats, which draw new starts and noise against one reference set; the longer side, where it is uneven or cut at zero"
+      : "95 % interval over the samples of one run (endpoint, MMD^2); the longer side, where it is uneven. Sliced W2 and the moments have one only with repeats");
   }
 
   function controls() {
@@ -70,7 +81,7 @@ function start(data) {
     drawBest(find("best"), rows, data, state);
     const measure = data.measures.find((m) => m.key === state.y);
     find("best-hint").textContent = `Of the converged rows shown that take no more evaluations, the one with the least error (${measure ? measure.title : "none"}); the next is the best other solver there.`;
-    find("rows-hint").textContent = `${rows.length} of ${data.rows.length} rows. Shaded: not above the floor of real items among themselves. Italic: below three times the error of the reference. ± is half of the 95 % interval.`;
+    find("rows-hint").textContent = `${rows.length} of ${data.rows.length} rows. Shaded: not above the floor of real items among themselves. Italic: below three times the error of the reference. ± is the longer side of the 95 % interval.`;
     drawRows(find("rows"), rows, data, state, (key) => {
       change({ sort: key, down: state.sort === key && !state.down });
       [...find("rows").querySelectorAll("th")].find((th) => th.dataset.key === key)?.querySelector("button").focus();
@@ -81,6 +92,8 @@ function start(data) {
     drawn = drawChart(find("chart"), rows, data, state, lit);
     hide();
     const named = drawn.lines.filter((line, i) => drawn.lines.findIndex((other) => other.name === line.name) === i);
+    const missing = [...new Set(rows.filter((row) => row[state.y] === null).map((row) => row.solver))];
+    find("missing").textContent = missing.length ? `Without this error, in some rows or all: ${missing.join(", ")}.` : "";
     find("legend").replaceChildren(...named.map((line) => {
       const { colour, dash, shape } = look(line);
       const sign = node("svg", { viewBox: "0 0 34 12", "aria-hidden": "true" });
@@ -147,6 +160,7 @@ function start(data) {
   }
 
   header();
+  glossary();
   controls();
   find("chart").addEventListener("pointermove", pointer);
   find("chart").addEventListener("pointerleave", hide);

@@ -105,12 +105,12 @@ function drawAxes(svg, frame, x, y, titles) {
   for (const tick of y.ticks) {
     const place = y.at(tick);
     svg.append(node("line", { class: "grid", x1: left, x2: right, y1: place, y2: place }));
-    svg.append(node("text", { x: left - 8, y: place + 4, "text-anchor": "end" }, short(tick)));
+    svg.append(node("text", { x: left - 8, y: place + 4, "text-anchor": "end" }, tickOf(tick)));
   }
   for (const tick of x.ticks) {
     const place = x.at(tick);
     svg.append(node("line", { class: "grid", x1: place, x2: place, y1: top, y2: bottom }));
-    svg.append(node("text", { x: place, y: bottom + 18, "text-anchor": "middle" }, short(tick)));
+    svg.append(node("text", { x: place, y: bottom + 18, "text-anchor": "middle" }, tickOf(tick)));
   }
   svg.append(node("line", { class: "axis", x1: left, x2: right, y1: bottom, y2: bottom }));
   svg.append(node("text", { class: "title", x: (left + right) / 2, y: frame.end - 10, "text-anchor": "middle" }, titles.x));

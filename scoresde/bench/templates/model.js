@@ -1,15 +1,22 @@
 "use strict";
 /* What is shown, apart from how: state in the address, filters, lines, the best rows. */
 
-const GROUPS = ["solver", "grid", "sde", "law"];
-const TITLES = { solver: "Solver", grid: "Grid", sde: "Process", law: "Data or law" };
+const GROUPS = ["solver", "grid", "sde", "law", "count"];
+const TITLES = { solver: "Solver", grid: "Grid", sde: "Process", law: "Data or law", count: "Steps, or budget of evaluations" };
 const OWN = "own steps"; // the grid of a solver that chooses its steps
 
-const valueOf = (row, key) => (key === "grid" ? row.grid ?? OWN : row[key]);
+/** A field of a row; its "count" is what was asked for, a budget or else a number of steps. */
+function valueOf(row, key) {
+  if (key === "grid") return row.grid ?? OWN;
+  if (key === "count") return String(row.budget ?? row.steps ?? OWN);
+  return row[key];
+}
 
-/** The values of a group, in the order of the rows. */
+/** The values of a group, in the order of the rows; counts in their own. */
 function choices(data, group) {
-  return [...new Set(data.rows.map((row) => valueOf(row, group)))];
+  const found = [...new Set(data.rows.map((row) => valueOf(row, group)))];
+  const size = (text) => (text === OWN ? Infinity : Number(text));
+  return group === "count" ? found.sort((a, b) => size(a) - size(b) || 0) : found;
 }
 
 /** The measures that some row has, the first of them the one to start with. */
@@ -32,7 +39,7 @@ function parseState(hash, data) {
   for (const group of GROUPS) {
     const wanted = asked.getAll(group);
     const known = state[group].filter((value) => wanted.includes(value));
-    if (known.length) state[group] = known;
+    if (known.length || wanted.includes("")) state[group] = known; // "solver=" is none
   }
   const one = (key, accepted) => {
     if (accepted.includes(asked.get(key))) state[key] = asked.get(key);
@@ -52,7 +59,7 @@ function formatState(state, data) {
   const asked = new URLSearchParams();
   for (const group of GROUPS) {
     if (state[group].length !== usual[group].length) {
-      for (const value of state[group]) asked.append(group, value);
+      for (const value of state[group].length ? state[group] : [""]) asked.append(group, value);
     }
   }
   for (const key of ["x", "y", "converged", "sort"]) {
@@ -116,7 +123,7 @@ function bestAtEach(rows, y) {
 
 /** The columns of the table of rows. */
 function columns(data) {
-  const texts = ["solver", ...GROUPS.slice(1).filter((g) => choices(data, g).length > 1 || g === "grid")];
+  const texts = ["solver", ...GROUPS.slice(1, 4).filter((g) => choices(data, g).length > 1 || g === "grid")];
   const has = (key) => data.rows.some((row) => row[key] !== null && row[key] !== undefined);
   const uneven = data.rows.some((row) => row.nfe_max !== null && row.nfe_max !== row.nfe);
   const numbers = [["budget", "budget"], ["steps", "steps"], ["nfe", "NFE"], ["nfe_max", "NFE, worst"],
@@ -140,6 +147,22 @@ function sortRows(rows, key, down) {
   });
 }
 
+/** A tick or a half width: its digits without the zeros that fill up. */
+const tickOf = (value) => short(value).replace(/\.?0+e/, "e");
+
+/** A section, a list or a number of the settings as a person writes it: "ddim(eta=0.5), heun". */
+function plain(value) {
+  if (Array.isArray(value)) return value.map(plain).join(", ");
+  if (typeof value === "number") return String(Number.isInteger(value) ? value : Number(value.toPrecision(6)));
+  if (value === null || typeof value !== "object") return String(value);
+  const { name, ...fields } = value;
+  const text = Object.entries(fields).map(([key, field]) => `${key}=${plain(field)}`).join(", ");
+  return name === undefined ? text : text ? `${name}(${text})` : name;
+}
+
+/** The half width in "value ± half" that covers an interval, be it uneven or cut at zero. */
+const spread = (value, [low, high]) => Math.max(high - value, value - low);
+
 /** Three digits, as short as they can be read. */
 function short(value) {
   if (value === null || value === undefined) return "–";
@@ -150,6 +173,6 @@ function short(value) {
 }
 
 if (typeof module !== "undefined") {
-  module.exports = { bestAtEach, choices, columns, defaults, filterRows, formatState, parseState,
-                     seriesOf, short, sortRows };
+  module.exports = { bestAtEach, choices, columns, defaults, filterRows, formatState, parseState, plain,
+                     seriesOf, short, sortRows, spread, tickOf };
 }

@@ -13,7 +13,7 @@ function cell(row, key, data) {
   const made = element("td", {}, short(value));
   const span = row.intervals[key];
   if (span && value !== null) {
-    made.append(element("span", { class: "span" }, ` ± ${short(Number(((span[1] - span[0]) / 2).toPrecision(2)))}`));
+    made.append(element("span", { class: "span" }, ` ± ${tickOf(Number(spread(value, span).toPrecision(2)))}`));
     made.title = `95 % interval ${short(span[0])} to ${short(span[1])}`;
   }
   const floor = (data.floors[row.law] ?? {})[key];
@@ -38,10 +38,18 @@ function noteOf(row) {
 
 function seconds(row) {
   const made = element("td", {}, short(row.seconds));
-  if (row.seconds_low !== null && row.seconds_low !== row.seconds_high) {
-    made.append(element("span", { class: "span" }, ` (${short(row.seconds_low)} to ${short(row.seconds_high)})`));
-  }
+  if (row.seconds_low !== row.seconds_high) made.title = `${short(row.seconds_low)} to ${short(row.seconds_high)}`;
   return made;
+}
+
+/** A line for each law shown: the floor of each measure. */
+function floorLines(rows, data, shown) {
+  const several = choices(data, "law").length > 1;
+  return [...new Set(rows.map((row) => row.law))].filter((law) => data.floors[law]).map((law) =>
+    element("tr", { class: "floor" }, ...shown.map(({ key, text }) => {
+      const words = { solver: "floor", law: several ? law : "", message: "real items among themselves, 95 %" };
+      return element("td", { class: text ? "text" : "" }, text ? words[key] ?? "" : key in data.floors[law] ? short(data.floors[law][key]) : "");
+    })));
 }
 
 function drawRows(table, rows, data, state, onSort) {
@@ -66,7 +74,7 @@ function drawRows(table, rows, data, state, onSort) {
     }
     body.append(line);
   }
-  table.replaceChildren(element("thead", {}, head), body);
+  table.replaceChildren(element("thead", {}, head), body, element("tfoot", {}, ...floorLines(rows, data, shown)));
 }
 
 function drawBest(table, rows, data, state) {
