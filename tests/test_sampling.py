@@ -314,6 +314,27 @@ def test_batches_that_differ_keep_their_counts_and_the_largest_time(score):
 
 
 @pytest.mark.parametrize(
+    "solver",
+    [
+        {"name": "runge-kutta", "max_nfe": 40},
+        {"name": "ode", "max_nfe": 40},
+        {"name": "ode-scipy", "max_nfe": 40},
+        {"name": "adaptive-sde", "max_nfe": 40},
+        {"name": "parallel", "max_rounds": 3},
+    ],
+    ids=lambda s: s["name"],
+)
+def test_a_failure_names_its_sample_in_the_series(score, solver):
+    fine = sd.sample(score, (3, 2), solver=solver["name"])
+    parts = [sd.sample(score, (2, 2), start_index=i, solver=solver) for i in (3, 5, 7)]
+    assert fine.converged
+    assert parts[0].message.startswith("sample 3")
+    whole = sampling.join([fine, *parts]).message
+    assert whole == f"{parts[0].message}; 2 more of 4 batches"
+    assert sampling.join([fine, parts[2]]).message == parts[2].message
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({}, r"a shape \(B, \*item\) or a state x_T"),

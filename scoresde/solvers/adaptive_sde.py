@@ -37,7 +37,7 @@ from ..noise import NoiseSource
 from ..precision import name_of, tolerance, widest
 from ..sde.base import GaussianSDE, Reverse, as_time, match
 from .base import Callback, Solution, Solver, increment
-from .runge_kutta import NOT_FINITE, SHORTEST, SPENT, TOO_SMALL, first_of
+from .runge_kutta import NOT_FINITE, SHORTEST, SPENT, TOO_SMALL, first_of, named
 
 FIRST_STEP = 0.1
 """First step that is tried, in log-SNR: the state is still nearly white noise."""
@@ -131,7 +131,7 @@ class AdaptiveSDE(Solver):
             return Solution(run.state(), run.end, nfe=nfe)
         t, (item, reason) = run.time(run.reached), first_of(run.failures)
         where = f"t={float(t[item]):.6g}, short of t={run.end:.6g}, in {name_of(x.dtype)}"
-        message = f"sample {item} stopped at {where}: {reason}"
+        message = f"{named(item, noise)} stopped at {where}: {reason}"
         return Solution(run.state(), t.to(x.device, widest(x.device)), False, message, nfe)
 
     def normal(

@@ -32,7 +32,7 @@ from ..noise import NoiseSource
 from ..precision import name_of, tolerance, widest
 from ..sde.base import Reverse, as_time
 from .base import Callback, Solution, Solver, non_finite
-from .runge_kutta import first_of
+from .runge_kutta import first_of, named
 
 
 class _SpentError(Exception):
@@ -160,7 +160,7 @@ class Adapter(AdaptiveODE):
             return Solution(arrived, float(times[-1]), nfe=counts)
         item, reason = first_of(failures)
         t = at.to(x.device, widest(x.device))
-        return Solution(arrived, t, False, f"sample {item}: {reason}", counts)
+        return Solution(arrived, t, False, f"{named(item, noise)}: {reason}", counts)
 
     @abstractmethod
     def solve(

@@ -32,7 +32,7 @@ from ..sde.base import Reverse
 from .affine import AFFINE, increments, with_values
 from .base import Callback, Solution, Solver
 from .multistep import Level, Multistep
-from .runge_kutta import first_of
+from .runge_kutta import first_of, named
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class Parallel(Solver):
             return Solution(run.states(), end, nfe=nfe, rounds=rounds)
         t, (item, reason) = times[run.at], first_of(failures)
         where = f"t={float(t[item]):.6g}, in {name_of(x.dtype)}"
-        message = f"sample {item} stopped at {where}: {reason}"
+        message = f"{named(item, noise)} stopped at {where}: {reason}"
         t = t.to(x.device, widest(x.device))
         return Solution(run.states(), t, False, message, nfe, rounds)
 
