@@ -107,6 +107,10 @@ class Parallel(Solver):
         """One step of the method: there is nothing in parallel to it."""
         return self.solver.step(reverse, x, t, s, noise, state)
 
+    def shifted(self, state: Any, change: Tensor) -> Any:
+        """The method's own."""
+        return self.solver.shifted(state, change)
+
     def integrate(
         self,
         reverse: Reverse,

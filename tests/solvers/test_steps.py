@@ -131,6 +131,18 @@ def test_pc_takes_any_predictor(mixture, predictor):
     assert pc.eta == pc.predictor.eta
 
 
+@pytest.mark.parametrize("predictor", ["ddim", "vabm", "unipc", "sa", "parallel"])
+def test_what_langevin_adds_is_kept(predictor):
+    """Multistep correctors start again from a state of before the Langevin step."""
+    predictor = {"name": predictor, **({"solver": "vabm"} if predictor == "parallel" else {})}
+    pc = solvers.PC(predictor, {"name": "langevin", "snr": 0.1})
+    std = torch.tensor([0.3, 0.9], dtype=torch.float64)
+    score = sd.GaussianMixture([1.0], torch.zeros(1, 2), std[None]).score(sd.VE())
+    x_T = torch.zeros(1000, 2, dtype=torch.float64)  # all spread is that of Langevin's noise
+    x = sd.sample(score, x_T=x_T, solver=pc, steps=100, grid="logsnr").x
+    assert (x.std(0) / std - 1).abs().max() < 0.15
+
+
 def test_langevin_step_is_the_published_one_in_many_dimensions():
     """``2 a (snr |z|/|score|)^2`` to a few per cent, with ``|z|^2`` at its mean ``D``."""
     sde, snr, a = sd.VP(), 0.16, 0.9
