@@ -32,7 +32,7 @@ def state(seed=0, shape=(4, 2)):
 
 def test_names():
     expected = "adaptive-sde ancestral ddim deis dpm-2s dpm-3s dpmpp-2m dpmpp-2s dpmpp-3m edm"
-    expected += " euler-maruyama heun langevin lms multistep ode ode-scipy parallel pc pndm"
+    expected += " euler euler-maruyama heun langevin lms multistep ode ode-scipy parallel pc pndm"
     expected += " reverse-diffusion rk runge-kutta sa sde-dpmpp-2m torchsde unipc vab vabm"
     assert sorted(NAMES) == expected.split()
     assert config.describe(solvers.PC())["predictor"] == {"name": "reverse-diffusion"}
