@@ -131,3 +131,21 @@ def test_the_weights_of_pndm_integrate_polynomials(weights):
     for degree in range(len(weights)):
         total = sum(w * (-float(j)) ** degree for j, w in enumerate(weights))
         assert total == pytest.approx(1 / (degree + 1), abs=1e-12)
+
+
+def test_langevin_steps_are_scaled_by_the_power_that_is_kept(sde, mixture):
+    """``(alpha_t/alpha_s)^2``, as corrector of PC and alone."""
+    reverse, x = sde.reverse(mixture.score(sde)), draw()
+    t, s = time(0.6 * sde.t_max), time(0.4 * sde.t_max)
+    kept, langevin = (sde.alpha(t) / sde.alpha(s)) ** 2, solvers.Langevin(snr=0.1)
+
+    found, _ = solvers.PC("ancestral", langevin).step(reverse, x, t, s, KeyedNoise(5))
+    noise = KeyedNoise(5)
+    corrected = langevin.correct(reverse, x, t, kept, noise)
+    expected, _ = solvers.Ancestral().step(reverse, corrected, t, s, noise)
+    torch.testing.assert_close(found, expected)
+
+    found, _ = langevin.step(reverse, x, t, s, KeyedNoise(5))
+    y = sde.alpha(s) / sde.alpha(t) * x
+    expected = langevin.correct(reverse, y, s, kept, KeyedNoise(5))
+    torch.testing.assert_close(found, expected)

@@ -243,6 +243,33 @@ def test_a_sample_does_not_depend_on_its_batch(sde, mixture, name):
     torch.testing.assert_close(batch.x[3:4], alone.x, rtol=1e-12, atol=1e-12)
 
 
+@pytest.fixture
+def threads():
+    """A setter of torch's count of threads, which is put back."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("kind", ["mixture", "network"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_series_in_pieces_on_more_threads_is_the_series(mixture, threads, kind, name):
+    """Bit for bit where the score is; a network's products round by the size of the batch."""
+    if kind == "mixture":
+        score, bound = mixture.score(sd.VP()), 0.0
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            score, bound = sd.ScoreModel(sd.nets.MLP((2,)), sd.VP(), sd.V()), 2e-5
+    settings = {"solver": name, "steps": 4 if name in STEPPED else None, "seed": 4}
+    whole = sd.sample(score, (6, 2), **settings).x
+    pieces = []
+    for start, count, workers in ((0, 4, 1), (4, 2, 2)):
+        threads(workers)
+        pieces.append(sd.sample(score, (count, 2), start_index=start, **settings).x)
+    assert (torch.cat(pieces) - whole).abs().max() <= bound
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_score_is_only_asked_between_the_ends(sde, mixture, name):
     exact, times = mixture.score(sde), []
