@@ -216,6 +216,20 @@ def test_non_finite_values_are_named(mixture):
     assert out.message == "non-finite after denoising at t=0.001"
 
 
+def test_one_value_that_is_lost_in_denoising_is_said(mixture):
+    exact = mixture.score(sd.VP())
+
+    def score(x, t):
+        last = torch.zeros_like(x)
+        last[0, 0] = torch.nan if t == 1e-3 else 0.0
+        return exact(x, t) + last
+
+    score.sde = exact.sde
+    out = sd.sample(score, (2, 2), solver="ddim", steps=5)
+    assert not out.converged
+    assert out.message == "non-finite after denoising at t=0.001"
+
+
 def test_callback_and_progress(score):
     for solver in ("ddim", "ode"):
         seen: list = []

@@ -44,6 +44,18 @@ def test_algorithm_2_of_edm(mixture, churn, low, high, gamma):
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
+def test_churn_stays_within_the_trained_times(mixture):
+    exact, seen = mixture.score(sd.EDM()), []
+
+    def score(x, t):
+        seen.append(float(t))
+        return exact(x, t)
+
+    score.sde = exact.sde
+    sd.sample(score, (2, 2), solver=solvers.EDM(churn=30.0), steps=4)
+    assert max(seen) == exact.sde.t_max
+
+
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
 def test_equation_12_of_ddim(mixture, eta):
     """With ``alpha_bar`` of DDPM for the square of ours, and its standard deviation of eq. 16."""
