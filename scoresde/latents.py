@@ -96,6 +96,7 @@ def encode(
     t_max: float | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    start_index: int = 0,
     callback: Callback | None = None,
     progress: bool = False,
     **cond: Any,
@@ -114,6 +115,8 @@ def encode(
         t_max: time of the latents, ``sde.t_max`` if None.
         device: device of the state; by default that of the score.
         dtype: float32 or float64, of the state; by default that of ``x``.
+        start_index: index of the first item, for a batch out of a longer series: messages name
+            items by it.
         callback: called as ``callback(step, t, x)`` after each step.
         progress: whether to show a bar after two seconds.
         cond: conditions, one value a sample, given to the score at each call.
@@ -135,7 +138,8 @@ def encode(
     x = initial(score, sde, KeyedNoise(0), None, x, device, dtype)
     reverse = method.reverse(score, **per_sample(cond, x))
     with evaluating(score), reporting(callback, progress, len(times) - 1, "encoding") as report:
-        solution = method.integrate(reverse, x, times.flip(0), None, report)
+        noise = KeyedNoise(0, start_index)  # none is drawn
+        solution = method.integrate(reverse, x, times.flip(0), noise, report)
     t = as_time(solution.t).cpu().double().expand(len(x))
     arrived = (t >= high).to(x.device) & solution.x.flatten(1).isfinite().all(1)
     nfe = torch.full((len(x),), reverse.nfe) if solution.nfe is None else solution.nfe

@@ -20,7 +20,8 @@ class Samples:
             one a sample, shape ``(B,)``.
         seconds: wall-clock time, everything included.
         converged: whether the solver reached ``t_end`` with finite values.
-        message: if not, what happened and what to do.
+        message: if not, what happened and what to do; a sample is named by its index in the
+            series, from ``start_index`` on.
         solver: name and fields of the solver.
         grid: name and fields of the grid; None if the solver chose its steps.
         steps: number of steps; None if the solver chose them.
@@ -71,7 +72,9 @@ class Samples:
 
 def join(parts: Sequence[Samples]) -> Samples:
     """The samples of several batches as one result; of the first failure, where there is one."""
-    worst = next((p for p in parts if not p.converged), parts[0])
+    lost = [p for p in parts if not p.converged]
+    worst = lost[0] if lost else parts[0]
+    batches = f"; {len(lost) - 1} more of {len(parts)} batches" if len(lost) > 1 else ""
     shared = all(p.nfe == worst.nfe for p in parts if isinstance(p.nfe, int))
     counts = [torch.as_tensor(p.nfe, device=p.x.device).expand(len(p.x)) for p in parts]
     scores = [p.log_prob for p in parts if p.log_prob is not None]
@@ -81,6 +84,7 @@ def join(parts: Sequence[Samples]) -> Samples:
         x=torch.cat([p.x for p in parts]),
         nfe=worst.nfe if isinstance(worst.nfe, int) and shared else torch.cat(counts),
         seconds=sum(p.seconds for p in parts),
+        message=worst.message + batches,
         t_end=max(p.t_end for p in parts),
         log_prob=torch.cat(scores) if scores else None,
         log_prob_stderr=torch.cat(errors) if errors else None,

@@ -131,6 +131,14 @@ def test_a_latent_does_not_depend_on_its_batch(mixture):
     torch.testing.assert_close(pair.x[1:2], single.x, rtol=1e-8, atol=1e-8)
 
 
+def test_a_failure_names_its_item_in_the_series(mixture):
+    score, x = mixture.score(sd.VP()), data(mixture, sd.VP(), 2)
+    solver = {"name": "runge-kutta", "max_nfe": 20}
+    part = sd.encode(score, x, solver=solver, start_index=6)
+    assert part.message.startswith("sample 6 stopped")
+    assert sd.decode(score, part.z, solver=solver, start_index=6).message.startswith("sample 6")
+
+
 def test_a_spent_budget_is_said_for_each_sample(mixture):
     sde = sd.VP()
     out = sd.encode(mixture.score(sde), data(mixture, sde), solver={"name": "ode", "max_nfe": 20})

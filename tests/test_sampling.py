@@ -65,7 +65,8 @@ def test_defaults_follow_the_process(sde, mixture):
 def test_samples_of_every_solver_have_the_moments_of_the_data(sde, mixture, name):
     together = {"together": True} if name in ("ode", "ode-scipy") else {}  # for speed
     chosen = config.build({"name": name, **together}, solvers, "solver")
-    steps = None if chosen.default_steps is None else 150 if chosen.stochastic else 50
+    many = chosen.stochastic or name == "euler"
+    steps = None if chosen.default_steps is None else 150 if many else 50
     x = sd.sample(mixture.score(sde), (500, 2), solver=chosen, steps=steps, seed=1).x
     mean, covariance = mixture.moments()
     assert (x.mean(0) - mean).abs().max() < 0.15
@@ -215,6 +216,20 @@ def test_non_finite_values_are_named(mixture):
     assert out.message == "non-finite after denoising at t=0.001"
 
 
+def test_one_value_that_is_lost_in_denoising_is_said(mixture):
+    exact = mixture.score(sd.VP())
+
+    def score(x, t):
+        last = torch.zeros_like(x)
+        last[0, 0] = torch.nan if t == 1e-3 else 0.0
+        return exact(x, t) + last
+
+    score.sde = exact.sde
+    out = sd.sample(score, (2, 2), solver="ddim", steps=5)
+    assert not out.converged
+    assert out.message == "non-finite after denoising at t=0.001"
+
+
 def test_callback_and_progress(score):
     for solver in ("ddim", "ode"):
         seen: list = []
@@ -311,6 +326,27 @@ def test_batches_that_differ_keep_their_counts_and_the_largest_time(score):
     spent = series(name="runge-kutta", max_nfe=40)
     assert spent[0].t_end < spent[1].t_end
     assert sampling.join(spent).t_end == spent[1].t_end
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        {"name": "runge-kutta", "max_nfe": 40},
+        {"name": "ode", "max_nfe": 40},
+        {"name": "ode-scipy", "max_nfe": 40},
+        {"name": "adaptive-sde", "max_nfe": 40},
+        {"name": "parallel", "max_rounds": 3},
+    ],
+    ids=lambda s: s["name"],
+)
+def test_a_failure_names_its_sample_in_the_series(score, solver):
+    fine = sd.sample(score, (3, 2), solver=solver["name"])
+    parts = [sd.sample(score, (2, 2), start_index=i, solver=solver) for i in (3, 5, 7)]
+    assert fine.converged
+    assert parts[0].message.startswith("sample 3")
+    whole = sampling.join([fine, *parts]).message
+    assert whole == f"{parts[0].message}; 2 more of 4 batches"
+    assert sampling.join([fine, parts[2]]).message == parts[2].message
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,14 @@ def command(
     n = len(latents.z)
     y = labels_for(model, latents.y, label, n)
     parts = [
-        decode(model, latents.z[rows].to(device), progress=sys.stderr.isatty(), **how, **cond)
+        decode(
+            model,
+            latents.z[rows].to(device),
+            start_index=rows.start,
+            progress=sys.stderr.isatty(),
+            **how,
+            **cond,
+        )
         for rows, cond in batches(n, batch, device, y)
     ]
     drawn = join(parts)

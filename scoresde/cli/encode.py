@@ -188,9 +188,10 @@ def run_all(
     parts, items, back = [], [], []
     for rows, cond in batches(n, batch, device, y):
         x = encode_items(model, source.x[rows].to(device), seed, rows.start, dequantize)
-        part = encode(model, x, progress=sys.stderr.isatty(), **settings, **cond)
+        series = {"start_index": rows.start, "progress": sys.stderr.isatty(), **cond}
+        part = encode(model, x, **settings, **series)
         if check:
-            found = decode(model, part, progress=sys.stderr.isatty(), **cond)
+            found = decode(model, part, **series)
             back.append(found.x.cpu())
         parts.append(part)
         items.append(x.cpu())

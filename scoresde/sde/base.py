@@ -78,6 +78,9 @@ class SDE(ABC):
     """Steps below which a deterministic solver is known to do badly; sampling warns."""
     ode_min_nfe: ClassVar[int] = 0
     """The same in evaluations, on a grid that is made for few steps."""
+    rate_jumps: ClassVar[bool] = False
+    """Whether drift and diffusion jump in t, though the log-SNR does not: there adaptive methods
+    that step in t lose their order."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.t_min < self.t_max:

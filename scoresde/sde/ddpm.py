@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -36,6 +37,8 @@ class DDPM(GaussianSDE):
     num_steps: int = 1000
     beta_start: float = 1e-4
     beta_end: float = 0.02
+
+    rate_jumps: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

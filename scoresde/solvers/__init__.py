@@ -3,6 +3,7 @@
 ======================  =========  =======  ===========================================
 name                    order      NFE      use
 ======================  =========  =======  ===========================================
+``euler``               1          1        the probability-flow ODE as it stands
 ``heun``                2          2        few steps, any process
 ``edm``                 2          2        the same with churn, EDM's algorithm 2
 ``ddim``                1          1        few steps, or stochastic with ``eta > 0``
@@ -42,7 +43,7 @@ from .base import Solution, Solver
 from .ddim import DDIM
 from .dpm import DPM2S, DPM3S, DPMpp2M, DPMpp2S, DPMpp3M, SDEDPMpp2M
 from .edm import EDM
-from .euler import EulerMaruyama
+from .euler import Euler, EulerMaruyama
 from .heun import Heun
 from .langevin import Langevin
 from .linear import DEIS, LMS, VAB, VABM
@@ -73,6 +74,7 @@ __all__ = [
     "DPMpp2M",
     "DPMpp2S",
     "DPMpp3M",
+    "Euler",
     "EulerMaruyama",
     "ExplicitRK",
     "Heun",

@@ -19,7 +19,7 @@ from ..precision import name_of, tolerance, widest
 from ..sde.base import Reverse
 from .base import Callback, Solution
 from .ode import AdaptiveODE
-from .runge_kutta import PAIRS, Solved, first_of, solve
+from .runge_kutta import PAIRS, Solved, first_of, named, solve
 
 FIRST_STEP = 0.05
 """First step tried away from noise, as a fraction of the way: the state is nearly white noise."""
@@ -95,5 +95,5 @@ class RungeKutta(AdaptiveODE):
             return Solution(arrived, end, nfe=nfe)
         t, (item, reason) = path.time(done.s), first_of(done.failures)
         where = f"t={float(t[item]):.6g}, short of t={end:.6g}, in {name_of(x.dtype)}"
-        message = f"sample {item} stopped at {where}: {reason}"
+        message = f"{named(item, noise)} stopped at {where}: {reason}"
         return Solution(arrived, t.to(x.device, widest(x.device)), False, message, nfe)

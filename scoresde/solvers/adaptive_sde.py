@@ -10,9 +10,11 @@ Stochastic improved Euler, a step ``h`` with one normal ``n`` in both stages:
     k = h a(z, lam) + std n,    k' = h a(z + k, lam + h) + std n,    z <- z + (k + k')/2
     std^2 = int 2 sin^2 d lam = log((1 + q_t^2)/(1 + q_s^2)),    q = sigma/alpha
     E = cos rms of (k' - k)/2 / max(e_abs, e_rel max(|z|, |z + k|)),    accepted if E <= 1
-    h <- h clamp(theta E^(-exponent), 0.2, 5)
+    h <- h clamp(theta E^(-exponent), 0.2, 5),    rounded to a power of 2^(1/8)
 
-``cos = alpha/sqrt(alpha^2 + sigma^2)`` at the end is how far an error reaches the data. ``n`` is
+``cos = alpha/sqrt(alpha^2 + sigma^2)`` at the end is how far an error reaches the data. A
+network's ``E`` differs in its last digits from batch to batch; with rounded steps that is no
+matter, where others would end at other points of a rough path. ``n`` is
 the increment of a :class:`scoresde.brownian.BrownianPath`, a fixed function: a rejected step is
 tried again on a part of its increment. New noise in its place, as published code draws it, favours
 increments that undo the drift: twice the variance of 2-D data, and more at smaller tolerances (in
@@ -37,7 +39,7 @@ from ..noise import NoiseSource
 from ..precision import name_of, tolerance, widest
 from ..sde.base import GaussianSDE, Reverse, as_time, match
 from .base import Callback, Solution, Solver, increment
-from .runge_kutta import NOT_FINITE, SHORTEST, SPENT, TOO_SMALL, first_of
+from .runge_kutta import NOT_FINITE, SHORTEST, SPENT, TOO_SMALL, first_of, named
 
 FIRST_STEP = 0.1
 """First step that is tried, in log-SNR: the state is still nearly white noise."""
@@ -131,7 +133,7 @@ class AdaptiveSDE(Solver):
             return Solution(run.state(), run.end, nfe=nfe)
         t, (item, reason) = run.time(run.reached), first_of(run.failures)
         where = f"t={float(t[item]):.6g}, short of t={run.end:.6g}, in {name_of(x.dtype)}"
-        message = f"sample {item} stopped at {where}: {reason}"
+        message = f"{named(item, noise)} stopped at {where}: {reason}"
         return Solution(run.state(), t.to(x.device, widest(x.device)), False, message, nfe)
 
     def normal(
@@ -227,7 +229,7 @@ class _Run:
         self.lam = torch.where(accepted, target, self.lam)
         self.stale = accepted
         factor = (solver.theta * error**-solver.exponent).nan_to_num(0.2).clamp(0.2, 5)
-        self.h = h * factor
+        self.h = torch.exp2((8 * (h * factor).log2()).round() / 8)
         self.reached[self.items] = self.lam
         self.z_all = self.z_all.index_copy(0, self.items.to(device), self.z)
         self._leave(error)

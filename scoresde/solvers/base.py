@@ -97,6 +97,10 @@ class Solver(ABC):
         """What the first step needs."""
         return None
 
+    def shifted(self, state: Any, change: Tensor) -> Any:
+        """What the next step needs, if ``change`` has been added to ``x`` since the last."""
+        return state
+
     def reverse(self, score: Any, **cond: Any) -> Reverse:
         """The process that this solver steps, for a score that carries its ``sde``."""
         return score.sde.reverse(score, eta=self.eta, **cond)

@@ -12,7 +12,7 @@ https://doi.org/10.1007/978-3-662-12616-5.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -55,3 +55,10 @@ class EulerMaruyama(Solver):
             z = increment(x, noise, reverse.sde, t, s)
             x = x + match(reverse.diffusion(t) * (t - s).sqrt(), x) * z
         return x, state
+
+
+@dataclass(frozen=True)
+class Euler(EulerMaruyama):
+    """Euler steps of the probability-flow ODE: :class:`EulerMaruyama` with ``eta=0``."""
+
+    eta: float = field(default=0.0, init=False, repr=False)

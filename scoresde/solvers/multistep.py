@@ -24,7 +24,7 @@ https://arxiv.org/abs/2305.14267.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, ClassVar, NamedTuple
 
@@ -62,7 +62,7 @@ class History:
     tau: float = 0.0
     """Share of the noise in the step before."""
     kick: Tensor | None = None
-    """The noise that was added there."""
+    """The noise that was added since."""
     left: int | None = None
     """Steps of the grid that are still to be taken."""
     ahead: Level | None = None
@@ -150,6 +150,12 @@ class Multistep(Solver):
             predicted = predicted + kick
         keep = max(self.points, self.corrector) - 1
         return predicted, History(levels[:keep], values[:keep], x, tau, kick, left, ahead)
+
+    def shifted(self, state: History | None, change: Tensor) -> History | None:
+        """The change is kept by the correction, which starts again from the state before."""
+        if state is None or not self.corrector or state.before is None:
+            return state
+        return replace(state, kick=change if state.kick is None else state.kick + change)
 
     def value(self, reverse: Reverse, x: Tensor, here: Level) -> Tensor:
         """``V``, one evaluation."""

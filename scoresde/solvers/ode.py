@@ -6,8 +6,12 @@ r"""The probability-flow ODE by general-purpose adaptive methods of other librar
 float64 state. Both choose one step for all that they are given, so they are given one sample at a
 time, which is then the same in any batch; ``together`` gives them the batch. Neither evaluates
 outside ``[t_end, t_start]``, and both stop after ``max_nfe`` evaluations with the state that they
-have reached. :class:`.adaptive.RungeKutta` has steps of each sample's own within one batch, and
-does not step in t, where the rate of :class:`scoresde.DDPM` jumps.
+have reached. :class:`.adaptive.RungeKutta` has steps of each sample's own within one batch.
+
+Where the rate of a process jumps in t, as that of :class:`scoresde.DDPM` does a thousand times,
+no method keeps its order, and both step in the log-SNR instead, in which nothing jumps:
+
+    dx/d log_snr = (f(x, t) - g(t)^2/2 score(x, t)) dt/d log_snr,    dt/d log_snr = -2 (sigma/g)^2
 
 scipy's implicit methods (Radau, BDF, LSODA) are left out: they ask for the D x D Jacobian of the
 score, D evaluations by differences, where explicit methods need a few dozen.
@@ -28,11 +32,31 @@ from ..noise import NoiseSource
 from ..precision import name_of, tolerance, widest
 from ..sde.base import Reverse, as_time
 from .base import Callback, Solution, Solver, non_finite
-from .runge_kutta import first_of
+from .runge_kutta import first_of, named
 
 
 class _SpentError(Exception):
     """The budget of evaluations is spent."""
+
+
+class _Clock:
+    """What a method steps in: t, or the log-SNR where the rate of the process jumps in t."""
+
+    def __init__(self, sde: Any, times: Tensor) -> None:
+        self.sde, self.low, self.high = sde, float(times.min()), float(times.max())
+        self.is_t = not sde.rate_jumps or self.low == 0  # where the log-SNR is infinite
+        self.ends = times[[0, -1]] if self.is_t else sde.log_snr(times[[0, -1]])
+
+    def time(self, u: Tensor) -> Tensor:
+        """The time, exact at the ends; rounded, ``u`` may leave the interval."""
+        if self.is_t:
+            return u.clamp(self.low, self.high)
+        t, ends = self.sde.time(u).clamp(self.low, self.high), self.ends.to(u)
+        return torch.where(u <= ends.min(), self.high, torch.where(u >= ends.max(), self.low, t))
+
+    def rate(self, t: Tensor) -> float | Tensor:
+        """``dt/du``."""
+        return 1.0 if self.is_t else -2 * (self.sde.sigma(t) / self.sde.diffusion(t)) ** 2
 
 
 @dataclass(frozen=True)
@@ -136,7 +160,7 @@ class Adapter(AdaptiveODE):
             return Solution(arrived, float(times[-1]), nfe=counts)
         item, reason = first_of(failures)
         t = at.to(x.device, widest(x.device))
-        return Solution(arrived, t, False, f"sample {item}: {reason}", counts)
+        return Solution(arrived, t, False, f"{named(item, noise)}: {reason}", counts)
 
     @abstractmethod
     def solve(
@@ -144,15 +168,15 @@ class Adapter(AdaptiveODE):
     ) -> Solution:
         """Solves ``x`` as one state; the reversed process counts the evaluations."""
 
-    def _field(self, reverse: Reverse, times: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        """The drift, kept inside the interval and within the budget."""
-        low, high = sorted((float(times[0]), float(times[-1])))
+    def _field(self, reverse: Reverse, clock: _Clock) -> Callable[[Tensor, Tensor], Tensor]:
+        """The drift by the clock, kept inside the interval and within the budget."""
         limit = reverse.nfe + self.max_nfe
 
-        def field(t: Tensor, x: Tensor) -> Tensor:
+        def field(u: Tensor, x: Tensor) -> Tensor:
             if reverse.nfe >= limit:
                 raise _SpentError
-            return reverse.drift(x, t.clamp(low, high))  # rounded to the dtype of x, t may leave
+            t = clock.time(u)
+            return reverse.drift(x, t) * clock.rate(t)
 
         return field
 
@@ -196,18 +220,19 @@ class ODE(Adapter):
         """Solves ``x`` as one state, its error that of its worst sample."""
         from torchdiffeq import odeint
 
-        clock = widest(x.device)
+        clock = _Clock(reverse.sde, times)
         rtol, atol = tolerance(self.rtol, x.dtype), tolerance(self.atol, x.dtype)
-        ends = times[[0, -1]].to(x.device, clock)
-        field = self._field(reverse, times)
+        ends = clock.ends.to(x.device, widest(x.device))
+        field = self._field(reverse, clock)
         end = float(times[-1])
-        steps, at, state = 0, float(ends[0]), x
+        steps, at, state = 0, float(clock.time(ends[0])), x
 
-        def step_begins(t: Tensor, y: Tensor, dt: Tensor) -> None:
+        def step_begins(u: Tensor, y: Tensor, du: Tensor) -> None:
             nonlocal steps, at, state
-            if float(t) == at:  # the first step, or one that is tried again
+            t = float(clock.time(u))
+            if t == at:  # the first step, or one that is tried again
                 return
-            steps, at, state = steps + 1, float(t), y
+            steps, at, state = steps + 1, t, y
             if callback is not None:
                 callback(steps, at, y)
 
@@ -217,7 +242,7 @@ class ODE(Adapter):
         options = {
             "norm": lambda error: reverse.error_norm(error.flatten(1)).max(),  # the worst sample's
             "step_t": ends[-1:],
-            "dtype": clock,
+            "dtype": ends.dtype,
         }
         try:
             state = odeint(
@@ -257,27 +282,28 @@ class ODEScipy(Adapter):
         """Solves ``x`` as one state, its error the root mean square over the whole of it."""
         from scipy import integrate
 
-        field = self._field(reverse, times)
-        start, end = float(times[0]), float(times[-1])
+        clock = _Clock(reverse.sde, times)
+        field = self._field(reverse, clock)
+        begin, end = clock.ends.tolist()
 
         def back(y: Any) -> Tensor:
             return torch.from_numpy(y).reshape(x.shape).to(x)
 
-        def flat(t: float, y: Any) -> Any:
-            return field(as_time(t), back(y)).flatten().cpu().double().numpy()
+        def flat(u: float, y: Any) -> Any:
+            return field(as_time(u), back(y)).flatten().cpu().double().numpy()
 
-        y, t, steps = x.flatten().cpu().double().numpy(), start, 0
+        y, t, steps = x.flatten().cpu().double().numpy(), float(times[0]), 0
         try:
             method = getattr(integrate, self.method)(
-                flat, start, y, end, rtol=self.rtol, atol=self.atol
+                flat, begin, y, end, rtol=self.rtol, atol=self.atol
             )
             while method.status == "running":
                 method.step()
                 if method.status == "failed":
                     return self._stuck(back(y), t, steps)
-                y, t, steps = method.y, float(method.t), steps + 1
+                y, t, steps = method.y, float(clock.time(as_time(method.t))), steps + 1
                 if callback is not None:
                     callback(steps, t, back(y))
         except _SpentError:
-            return self._spent(back(y), t, end)
-        return Solution(back(y), end)
+            return self._spent(back(y), t, float(times[-1]))
+        return Solution(back(y), float(times[-1]))

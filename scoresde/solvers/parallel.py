@@ -32,7 +32,7 @@ from ..sde.base import Reverse
 from .affine import AFFINE, increments, with_values
 from .base import Callback, Solution, Solver
 from .multistep import Level, Multistep
-from .runge_kutta import first_of
+from .runge_kutta import first_of, named
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,10 @@ class Parallel(Solver):
         """One step of the method: there is nothing in parallel to it."""
         return self.solver.step(reverse, x, t, s, noise, state)
 
+    def shifted(self, state: Any, change: Tensor) -> Any:
+        """The method's own."""
+        return self.solver.shifted(state, change)
+
     def integrate(
         self,
         reverse: Reverse,
@@ -134,7 +138,7 @@ class Parallel(Solver):
             return Solution(run.states(), end, nfe=nfe, rounds=rounds)
         t, (item, reason) = times[run.at], first_of(failures)
         where = f"t={float(t[item]):.6g}, in {name_of(x.dtype)}"
-        message = f"sample {item} stopped at {where}: {reason}"
+        message = f"{named(item, noise)} stopped at {where}: {reason}"
         t = t.to(x.device, widest(x.device))
         return Solution(run.states(), t, False, message, nfe, rounds)
 

@@ -23,7 +23,7 @@ from .base import Solver
 
 @dataclass(frozen=True)
 class PC(Solver):
-    """Any one-step solver as predictor, with a corrector before each of its steps.
+    """Any solver on a grid as predictor, with a corrector before each of its steps.
 
     Args:
         predictor: a solver, its name, or its section ``{name: ..., ...}``.
@@ -71,5 +71,6 @@ class PC(Solver):
     ) -> tuple[Tensor, Any]:
         """The corrector at ``t``, then the predictor from ``t`` to ``s``."""
         a, _ = reverse.sde.transition(t, s)
-        x = self.corrector.correct(reverse, x, t, a**2, noise)
-        return self.predictor.step(reverse, x, t, s, noise, state)
+        corrected = self.corrector.correct(reverse, x, t, a**2, noise)
+        state = self.predictor.shifted(state, corrected - x)
+        return self.predictor.step(reverse, corrected, t, s, noise, state)

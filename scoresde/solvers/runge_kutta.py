@@ -25,6 +25,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from ..noise import KeyedNoise, NoiseSource
+
 Field = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``field(s, y, rows)``: derivatives ``(b, N)`` at ``s (b,)``, for ``rows (b,)`` of the batch."""
 Norm = Callable[[Tensor, Tensor], Tensor]
@@ -206,6 +208,11 @@ def first_of(failures: dict[int, str]) -> tuple[int, str]:
     row, reason = min(failures.items())
     others = len(failures) - 1
     return row, f"{reason}, and {others} more" if others else reason
+
+
+def named(row: int, noise: NoiseSource | None) -> str:
+    """What a message calls a row: its index in the series that the noise's samples are of."""
+    return f"sample {row + (noise.start if isinstance(noise, KeyedNoise) else 0)}"
 
 
 def _attempt(

@@ -22,7 +22,8 @@ def recall(score: Any, grid: grids.Tuned, solver: Solver, steps: int | None) -> 
     Args:
         score: a model with ``tuned``, the entries of its folder.
         grid: a grid with points, which is returned as it is, or without.
-        solver: the solver that is to follow it.
+        solver: the solver that is to follow it; where there is none for one that takes another's
+            steps (``parallel``), that of the other.
         steps: its steps; those of the only entry for the solver if None.
 
     Raises:
@@ -33,6 +34,8 @@ def recall(score: Any, grid: grids.Tuned, solver: Solver, steps: int | None) -> 
     entries = getattr(score, "tuned", ()) if grid.file is None else open_file(grid.file)
     section = describe(solver)
     own = [e for e in entries if e["solver"] == section]
+    if not own and isinstance(within := section.get("solver"), dict):
+        own = [e for e in entries if e["solver"] == within]  # takes the same steps (parallel)
     match = own if steps is None and len(own) == 1 else [e for e in own if e["steps"] == steps]
     if not match:
         have = ", ".join(f"{e['solver']['name']} at {e['steps']}" for e in entries) or "none"

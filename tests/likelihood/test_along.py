@@ -63,11 +63,8 @@ def test_adaptive_solvers_agree_with_the_likelihood_of_their_samples(sde, mixtur
     score, x_T = mixture.score(sde), start(sde, 12)
     out = sd.sample(score, x_T=x_T, solver=solver, log_prob=True, divergence="exact")
     found = sd.log_prob(score, out.x, divergence="exact", t_min=out.t_end)
-    # The general-purpose methods step in t, and meet the thousand jumps of DDPM's rate: there they
-    # converge slowly (4e-4 at 134 evaluations, 3e-4 at 2150, 3e-5 at 39791).
-    bound = 2e-3 if isinstance(sde, sd.DDPM) and solver != "runge-kutta" else 1e-4
-    assert ((out.log_prob - found.log_prob).abs() / 2).mean() < bound
-    assert (error(mixture, sde, out, x_T) / 2).mean() < bound
+    assert ((out.log_prob - found.log_prob).abs() / 2).mean() < 1e-4
+    assert (error(mixture, sde, out, x_T) / 2).mean() < 1e-4
     assert (out.log_prob_stderr == 0).all()
     assert (out.divergence, out.probes) == ("exact", 0)
 

@@ -144,6 +144,32 @@ def test_a_sample_does_not_depend_on_its_batch(problem, name):
     assert batch.brownian
 
 
+def test_rounding_does_not_move_the_steps(problem):
+    """A float32 network differs in its last digits from batch to batch: here by 1e-6."""
+    exact = problem[0]
+
+    def score(x, t, off):
+        return exact(x, t) * (1 + 1e-6 * off[:, None])
+
+    score.sde = exact.sde
+    x, off = torch.zeros(40, 2, **D64), torch.ones(40, **D64)
+    one, two = (
+        sd.sample(score, x_T=x, solver="adaptive-sde", seed=4, off=scale * off)
+        for scale in (1.0, -1.0)
+    )
+    assert torch.equal(one.nfe, two.nfe)
+    assert (one.x - two.x).abs().max() < 1e-3
+
+
+def test_the_relative_tolerance_counts(problem):
+    score, x = problem
+    costs = [
+        float(solve(solvers.AdaptiveSDE(e_abs=0.01, e_rel=e_rel), score, x).nfe.double().mean())
+        for e_rel in (0.0, 0.3)
+    ]
+    assert costs[1] < 0.7 * costs[0]
+
+
 def test_conditions_go_with_their_samples(problem):
     """Samples leave the batch at different times, and conditions with them."""
     score, x = problem

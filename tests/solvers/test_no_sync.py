@@ -12,6 +12,7 @@ import torch
 
 import scoresde as sd
 from scoresde import config, grids, solvers
+from scoresde.brownian import BrownianPath
 from scoresde.noise import KeyedNoise
 
 META = torch.device("meta")
@@ -62,6 +63,25 @@ def test_a_step_never_waits(section):
     x = steps(solver, sd.VP(), torch.empty(3, 2, 4, 4, device=META), KeyedNoise(0))
     assert x.device == META
     assert (x.shape, x.dtype) == ((3, 2, 4, 4), torch.float32)
+
+
+@pytest.mark.parametrize("name", ["ancestral", "ddim", "sa", "sde-dpmpp-2m"])
+def test_steps_on_a_brownian_path_never_wait(name):
+    section = {"name": name, **({"eta": 1.0} if name == "ddim" else {})}
+    solver = config.build(section, solvers, "solver")
+    x = torch.empty(3, 2, 4, 4, device=META)
+    assert steps(solver, sd.VP(), x, BrownianPath(0)).device == META
+
+
+@pytest.mark.parametrize("mode", ["static", "dynamic"])
+def test_thresholds_never_wait(mode):
+    sde, solver = sd.VP(), solvers.DPMpp2M()
+    times = grids.LogSNR()(sde, 4, 1.0, 1e-3)
+    reverse = solver.reverse(sd.Threshold(Score(sde), mode))
+    x, state = torch.empty(3, 2, 4, 4, device=META), None
+    for t, s in pairwise(times.unbind()):
+        x, state = solver.step(reverse, x, t, s, None, state)
+    assert x.device == META
 
 
 @pytest.mark.parametrize("name", ["ancestral", "euler-maruyama", "heun", "rk", "unipc"])

@@ -45,6 +45,33 @@ def test_the_error_follows_the_tolerance(score, exact, solver):
 
 
 @pytest.mark.parametrize("kind", [solvers.ODE, solvers.ODEScipy])
+def test_a_table_whose_rate_jumps_costs_no_order(mixture, kind):
+    """DDPM's: in t the error would stay at 6e-4, at four times the evaluations."""
+    score = mixture.score(sd.DDPM())
+    tight = solvers.RungeKutta("dop853", rtol=1e-11, atol=1e-11, max_nfe=10**5)
+    times, seen = [], []
+    out = solve(
+        kind(rtol=1e-6, atol=1e-6), score, prior(), callback=lambda i, t, x: times.append(t)
+    )
+    assert out.converged
+    assert (out.x - solve(tight, score, prior()).x).abs().max() < 1e-5
+    assert out.nfe.double().mean() < 150
+    assert (times[0], times[-1]) == (1.0, 1e-3)
+
+    def recorded(x, t):
+        seen.append(float(t))
+        return score(x, t)
+
+    recorded.sde = score.sde
+    up = solve(kind(), recorded, out.x, ENDS.flip(0))
+    assert (up.x - prior()).abs().max() < 2e-3
+    assert (min(seen), max(seen)) == (1e-3, 1.0)
+    short = solve(kind(max_nfe=40), score, prior(2))
+    assert "stopped after 40 evaluations at t=0." in short.message
+    assert bool(((short.t > 1e-3) & (short.t < 1)).all())
+
+
+@pytest.mark.parametrize("kind", [solvers.ODE, solvers.ODEScipy])
 def test_all_together_is_as_exact_and_counts_once(score, exact, kind):
     solver = kind(together=True)
     reverse = solver.reverse(score)

@@ -23,10 +23,11 @@ STOCHASTIC = [
     solvers.SDEDPMpp2M(points=1),
     solvers.SDEDPMpp2M(),
     solvers.SASolver(),
+    solvers.SASolver(strength=0.5, q_low=0.0, q_high=1e9),
     solvers.EDM(churn=20.0),
 ]
 DETERMINISTIC = [
-    solvers.EulerMaruyama(eta=0.0),
+    solvers.Euler(),
     solvers.DDIM(),
     solvers.Heun(),
     solvers.DPM2S(),
@@ -38,6 +39,7 @@ DETERMINISTIC = [
     solvers.DPMpp3M(form="published"),
     solvers.UniPC(points=1),
     solvers.UniPC(points=2),
+    solvers.UniPC(points=2, line="bh2"),
     solvers.LMS(points=2),
     solvers.LMS(points=3),
     solvers.VAB(points=2),
@@ -46,6 +48,7 @@ DETERMINISTIC = [
     solvers.VABM(points=2),
     solvers.VABM(points=3),
     solvers.DEIS(points=3),
+    solvers.DEIS(points=3, coordinate="kappa"),
     solvers.PNDM(),
 ]
 
@@ -104,3 +107,16 @@ def test_order_of_the_trajectory(sde, mixture, solver, references):
         assert order(coarse, fine) > 2  # a polynomial in t sees the jumps of the table's rate
         return
     assert order(coarse, fine) == pytest.approx(solver.order, abs=0.1)
+
+
+@pytest.mark.parametrize("line", ["bh1", "bh2"])
+@pytest.mark.parametrize("points", [1, 2, 3, 4])
+def test_unipc_gains_an_order_over_its_points(mixture, references, points, line):
+    sde, solver = sd.VP(), solvers.UniPC(points=points, line=line)
+    score, x = mixture.score(sde), sde.prior_sample((32, 2), KeyedNoise(1), dtype=torch.float64)
+    if sde not in references:
+        references[sde] = flow(score, x, 1.0, 1e-3, 1e-12)
+    times = (grids.LogSNR()(sde, steps, 1.0, 1e-3) for steps in (400, 800))
+    coarse, fine = (trajectory_error(solver, score, x, t, references[sde]) for t in times)
+    assert solver.order == points + 1
+    assert order(coarse, fine) == pytest.approx(points + 1, abs=0.15)

@@ -87,6 +87,28 @@ def test_either_direction_and_nothing_beyond_the_end(start, end):
     assert len(seen) == out.nfe.sum()
 
 
+def test_the_tolerances_are_those_of_the_larger_end():
+    """One step of bosh3 on ``y' = -4 s^3`` ends at 1/12 with an estimated error of 13/48."""
+
+    def field(s, y, rows):
+        return (-4 * s**3)[:, None].expand_as(y)
+
+    y = torch.ones(1, 1, dtype=f64)
+    for size, one_step in ((0.28, True), (0.26, False)):
+        for rtol, atol in ((size, 1e-9), (1e-9, size)):
+            out = run(field, y, method="bosh3", rtol=rtol, atol=atol, first_step=1.0)
+            assert (int(out.nfe) == 4) == one_step
+
+
+def test_both_tolerances_reach_the_controller(mixture):
+    score = mixture.score(sd.VP())
+    tight, absolute, relative = (
+        sd.sample(score, (4, 2), solver=solvers.RungeKutta(rtol=rtol, atol=atol)).mean_nfe
+        for rtol, atol in ((1e-8, 1e-8), (1e-8, 1e-3), (1e-3, 1e-8))
+    )
+    assert max(absolute, relative) < tight / 1.5
+
+
 def test_each_row_is_solved_as_if_it_were_alone():
     rates = torch.tensor([1.0, 40.0, 0.1, 10.0], dtype=f64)
 

@@ -32,7 +32,7 @@ def state(seed=0, shape=(4, 2)):
 
 def test_names():
     expected = "adaptive-sde ancestral ddim deis dpm-2s dpm-3s dpmpp-2m dpmpp-2s dpmpp-3m edm"
-    expected += " euler-maruyama heun langevin lms multistep ode ode-scipy parallel pc pndm"
+    expected += " euler euler-maruyama heun langevin lms multistep ode ode-scipy parallel pc pndm"
     expected += " reverse-diffusion rk runge-kutta sa sde-dpmpp-2m torchsde unipc vab vabm"
     assert sorted(NAMES) == expected.split()
     assert config.describe(solvers.PC())["predictor"] == {"name": "reverse-diffusion"}
@@ -129,6 +129,18 @@ def test_pc_takes_any_predictor(mixture, predictor):
     assert out.converged
     assert out.nfe == 20 * pc.nfe_per_step + 1
     assert pc.eta == pc.predictor.eta
+
+
+@pytest.mark.parametrize("predictor", ["ddim", "vabm", "unipc", "sa", "parallel"])
+def test_what_langevin_adds_is_kept(predictor):
+    """Multistep correctors start again from a state of before the Langevin step."""
+    predictor = {"name": predictor, **({"solver": "vabm"} if predictor == "parallel" else {})}
+    pc = solvers.PC(predictor, {"name": "langevin", "snr": 0.1})
+    std = torch.tensor([0.3, 0.9], dtype=torch.float64)
+    score = sd.GaussianMixture([1.0], torch.zeros(1, 2), std[None]).score(sd.VE())
+    x_T = torch.zeros(1000, 2, dtype=torch.float64)  # all spread is that of Langevin's noise
+    x = sd.sample(score, x_T=x_T, solver=pc, steps=100, grid="logsnr").x
+    assert (x.std(0) / std - 1).abs().max() < 0.15
 
 
 def test_langevin_step_is_the_published_one_in_many_dimensions():
@@ -229,6 +241,33 @@ def test_a_sample_does_not_depend_on_its_batch(sde, mixture, name):
     batch = sd.sample(score, (5, 2), solver=name, steps=steps, seed=4)
     alone = sd.sample(score, (1, 2), solver=name, steps=steps, seed=4, start_index=3)
     torch.testing.assert_close(batch.x[3:4], alone.x, rtol=1e-12, atol=1e-12)
+
+
+@pytest.fixture
+def threads():
+    """A setter of torch's count of threads, which is put back."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("kind", ["mixture", "network"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_series_in_pieces_on_more_threads_is_the_series(mixture, threads, kind, name):
+    """Bit for bit where the score is; a network's products round by the size of the batch."""
+    if kind == "mixture":
+        score, bound = mixture.score(sd.VP()), 0.0
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            score, bound = sd.ScoreModel(sd.nets.MLP((2,)), sd.VP(), sd.V()), 2e-5
+    settings = {"solver": name, "steps": 4 if name in STEPPED else None, "seed": 4}
+    whole = sd.sample(score, (6, 2), **settings).x
+    pieces = []
+    for start, count, workers in ((0, 4, 1), (4, 2, 2)):
+        threads(workers)
+        pieces.append(sd.sample(score, (count, 2), start_index=start, **settings).x)
+    assert (torch.cat(pieces) - whole).abs().max() <= bound
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -82,7 +82,12 @@ def test_saved_grids_are_found_by_solver_and_steps(mixture, tmp_path):
         assert out.grid["log_snr"] == list(found.grid.log_snr)
     score.tuned = tuned.read(file)
     assert torch.equal(sd.sample(score, (2, 2), solver="vabm", steps=6, grid="tuned").x, out.x)
+    # In parallel the steps are the same.
+    both = {"name": "parallel", "solver": "vabm", "tolerance": 0.0}
+    many = sd.sample(score, (2, 2), solver=both, steps=6, grid="tuned")
+    torch.testing.assert_close(many.x, out.x, rtol=0, atol=1e-6)
     for match, settings in {
+        "no grid is tuned for parallel": {"solver": "parallel", "steps": 4},
         "at 5 steps .tuned: vabm at 6, vabm at 4": {"solver": "vabm", "steps": 5},
         "no grid is tuned for unipc": {"solver": "unipc", "steps": 4},
         "its default steps": {"solver": "vabm"},
