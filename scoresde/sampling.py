@@ -22,7 +22,7 @@ from .samples import Samples, join
 from .sde.base import SDE, as_time
 from .solvers.base import Callback, Solver
 from .thresholding import Threshold
-from .tuning.files import recall
+from .tuning.files import recall, tuned_solver
 
 
 @torch.inference_mode(False)  # whose tensors carry no graph, which a density needs
@@ -61,9 +61,9 @@ def sample(
         score: ``score(x, t, **cond)`` that carries its ``sde``; a module is put into evaluation
             mode meanwhile.
         shape: ``(B, *item)``; not needed beside ``x_T``.
-        solver: solver, its name or its section; ``score.sde.default_solver`` if None. The
-            multistep methods take their last steps with all of their points, or with fewer and
-            fewer if their ``lower_last=True`` (False by default).
+        solver: solver, its name or its section; if None that of a tuned grid, and for any other
+            ``score.sde.default_solver``. The multistep methods take their last steps with all of
+            their points, or with fewer and fewer if their ``lower_last=True`` (False by default).
         steps: number of steps; the solver's own number if None.
         grid: grid, its name, its section, or the path of a file of tuned grids; the solver's own
             if None. ``"tuned"`` stands for the points that ``scoresde tune`` saved with the model
@@ -102,7 +102,7 @@ def sample(
     """
     began = time.perf_counter()
     sde: SDE = score.sde
-    method = pick(sde.default_solver if solver is None else solver, solvers, "solver", Solver)
+    method = solver_of(score, solver, steps, grid)
     start, end = _interval(sde, t_start, t_end, x_T is None)
     if log_prob:
         check_density(method, sde, start, denoise, threshold)
@@ -158,6 +158,18 @@ def pick(section: Any, package: Any, kind: str, base: type) -> Any:
     chosen = build(section, package, kind)
     if not isinstance(chosen, base):
         raise ConfigError(f"{kind} must be a name, a section or a {base.__name__}, got {chosen!r}")
+    return chosen
+
+
+def solver_of(score: Any, solver: Any, steps: int | None, grid: Any) -> Solver:
+    """The solver that is asked for, or that suits the grid or else the process."""
+    if solver is None:
+        places = None if grid is None else grids.grid_of(grid)
+        if isinstance(places, grids.Tuned) and not places.log_snr:
+            solver = tuned_solver(score, places, steps)
+        else:
+            solver = score.sde.default_solver
+    chosen: Solver = pick(solver, solvers, "solver", Solver)
     return chosen
 
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 @click.command(name="sample")
 @click.argument("run", default=options.DEFAULT_MODEL)
 @click.option("-n", "--count", type=click.IntRange(min=1), default=64, show_default=True)
-@click.option("--solver", metavar="NAME", help="By default the one that suits the process.")
+@click.option("--solver", metavar="NAME",
+              help="By default that of a tuned grid, or what suits the process.")  # fmt: skip
 @click.option("--steps", type=click.IntRange(min=1), help="By default the solver's own number.")
 @click.option(
     "--grid",
@@ -110,19 +111,18 @@ def command(
       scoresde sample --solver dpmpp-3m --set lower_last=true --steps 8 --threshold dynamic
       scoresde sample --solver runge-kutta --log-prob --probes 4 -n 16
     """
-    from .. import solvers
     from ..checkpoint import load
-    from ..config import build, describe
+    from ..config import describe
+    from ..sampling import solver_of
 
     if out is not None and out.suffix not in (".png", ".npy"):
         raise ValueError(f"cannot write {out}: accepted are .png and .npy")
     device = options.pick_device(device_name)
     model = load(run, weights=weights, device=device)
-    chosen = build(
-        options.solver(solver or model.sde.default_solver, settings),
-        solvers,
-        "solver",
-    )
+    wanted = None
+    if solver is not None or settings:
+        wanted = options.solver(solver or model.sde.default_solver, settings)
+    chosen = solver_of(model, wanted, steps, options.grid(grid))
     name = describe(chosen)["name"]
     target = out or Path(f"samples-{name}.png")
     csv_file = target.with_suffix(".csv") if log_prob else None

@@ -65,7 +65,7 @@ def command(
     \b
     Examples:
       scoresde tune runs/digits-vp --steps 10
-      scoresde sample runs/digits-vp --solver vabm --steps 10 --grid tuned
+      scoresde sample runs/digits-vp --steps 10 --grid tuned
       scoresde tune runs/digits-vp --solver vab,vabm:points=2,vabm --steps 5
       scoresde tune zoo:digits --solver unipc --steps 8 --out digits.yaml
       scoresde sample zoo:digits --solver unipc --steps 8 --grid digits.yaml

@@ -83,6 +83,10 @@ class TorchSDE(Solver):
         """The path of the noise's seed."""
         return Carried(path_of(noise))
 
+    def shifted(self, state: Carried | None, change: Tensor) -> Carried | None:
+        """The method begins anew where it is: its second state has not moved."""
+        return None if state is None else Carried(state.noise)
+
     def step(
         self,
         reverse: Reverse,

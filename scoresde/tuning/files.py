@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import grids
-from ..config import ConfigError, describe, read_yaml
+from .. import grids, solvers
+from ..config import ConfigError, build, describe, read_yaml
 
 if TYPE_CHECKING:
     from ..solvers.base import Solver
@@ -38,13 +40,48 @@ def recall(score: Any, grid: grids.Tuned, solver: Solver, steps: int | None) -> 
         own = [e for e in entries if e["solver"] == within]  # takes the same steps (parallel)
     match = own if steps is None and len(own) == 1 else [e for e in own if e["steps"] == steps]
     if not match:
-        have = ", ".join(f"{e['solver']['name']} at {e['steps']}" for e in entries) or "none"
         raise ConfigError(
-            f"no grid is tuned for {section['name']} with these settings at "
-            f"{'its default' if steps is None else steps} steps (tuned: {have}); "
-            "`scoresde tune` makes one"
+            f"no grid is tuned for {short(section)} at {'its default' if steps is None else steps}"
+            f" steps (tuned: {_list(entries)}); `scoresde tune` makes one"
         )
     return grids.Tuned(tuple(float(v) for v in match[-1]["grid"]["log_snr"]))
+
+
+def tuned_solver(score: Any, grid: grids.Tuned, steps: int | None) -> dict[str, Any]:
+    """The section of the solver that a tuned grid was made for, of several the most accurate.
+
+    Args:
+        score: a model with ``tuned``, the entries of its folder.
+        grid: a grid without points.
+        steps: its steps; if None, all entries have to be of one solver.
+
+    Raises:
+        ConfigError: if there is no such entry, or no saying which.
+    """
+    entries = getattr(score, "tuned", ()) if grid.file is None else open_file(grid.file)
+    match = [e for e in entries if steps in (None, e["steps"])]
+    if not match:
+        wanted = "" if steps is None else f" at {steps} steps"
+        raise ConfigError(
+            f"no grid is tuned{wanted} (tuned: {_list(entries)}); `scoresde tune` makes one"
+        )
+    if steps is None and any(e["solver"] != match[0]["solver"] for e in match):
+        raise ConfigError(f"a tuned grid needs a solver or steps (tuned: {_list(entries)})")
+    return min(match, key=lambda e: e.get("error", math.inf))["solver"]
+
+
+def short(section: dict[str, Any]) -> str:
+    """A solver as the command line takes it, ``vabm:points=2``: what differs from its defaults."""
+    try:
+        usual = describe(build(section["name"], solvers, "solver"))
+    except (ConfigError, TypeError):
+        usual = {}
+    fields = [f"{k}={v}" for k, v in section.items() if k != "name" and usual.get(k) != v]
+    return ":".join([section["name"], *fields])
+
+
+def _list(entries: Sequence[dict[str, Any]]) -> str:
+    return ", ".join(f"{short(e['solver'])} at {e['steps']}" for e in entries) or "none"
 
 
 def open_file(name: str) -> list[dict[str, Any]]:

@@ -61,7 +61,10 @@ def test_of_several_solvers_the_best_is_named_as_it_was_written(run, plane, tmp_
     assert entry["solver"] == figures["solver"]
     chosen = {"ddim": "ddim", "vabm": "vabm:points=2"}[entry["solver"]["name"]]
     assert f"--solver {chosen} --steps 3 --grid tuned" in said
-    run("sample", plane, "-n", 2, "--solver", chosen, "--steps", 3, "--grid", "tuned")
+    for options in (["--solver", chosen], []):
+        run("sample", plane, "-n", 2, *options, "--steps", 3, "--grid", "tuned",
+            "--json", "s.json")  # fmt: skip
+        assert json.loads((tmp_path / "s.json").read_text())["solver"] == entry["solver"]
 
 
 def test_fields_of_one_solver_are_part_of_what_it_says(run, plane):

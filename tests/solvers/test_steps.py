@@ -131,10 +131,14 @@ def test_pc_takes_any_predictor(mixture, predictor):
     assert pc.eta == pc.predictor.eta
 
 
-@pytest.mark.parametrize("predictor", ["ddim", "vabm", "unipc", "sa", "parallel"])
+@pytest.mark.parametrize(
+    "predictor",
+    ["ddim", "vabm", "unipc", "sa", {"name": "parallel", "solver": "vabm"},
+     {"name": "torchsde", "method": "reversible_heun"}],
+    ids=str,
+)  # fmt: skip
 def test_what_langevin_adds_is_kept(predictor):
-    """Multistep correctors start again from a state of before the Langevin step."""
-    predictor = {"name": predictor, **({"solver": "vabm"} if predictor == "parallel" else {})}
+    """Some methods carry a state, or part of one, of before the Langevin step."""
     pc = solvers.PC(predictor, {"name": "langevin", "snr": 0.1})
     std = torch.tensor([0.3, 0.9], dtype=torch.float64)
     score = sd.GaussianMixture([1.0], torch.zeros(1, 2), std[None]).score(sd.VE())

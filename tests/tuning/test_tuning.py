@@ -88,7 +88,9 @@ def test_saved_grids_are_found_by_solver_and_steps(mixture, tmp_path):
     torch.testing.assert_close(many.x, out.x, rtol=0, atol=1e-6)
     for match, settings in {
         "no grid is tuned for parallel": {"solver": "parallel", "steps": 4},
-        "at 5 steps .tuned: vabm at 6, vabm at 4": {"solver": "vabm", "steps": 5},
+        "for vabm at 5 steps .tuned: vabm at 6, vabm at 4": {"solver": "vabm", "steps": 5},
+        "for vabm:points=2 at 6 steps": {"solver": {"name": "vabm", "points": 2}, "steps": 6},
+        "no grid is tuned at 5 steps .tuned: vabm": {"steps": 5},
         "no grid is tuned for unipc": {"solver": "unipc", "steps": 4},
         "its default steps": {"solver": "vabm"},
     }.items():
@@ -99,6 +101,22 @@ def test_saved_grids_are_found_by_solver_and_steps(mixture, tmp_path):
     file.write_text("tuned: 3\n")
     with pytest.raises(ConfigError, match="is not a file of tuned grids"):
         sd.sample(score, (2, 2), solver="vabm", steps=4, grid=str(file))
+
+
+def test_a_tuned_grid_brings_its_solver(mixture):
+    score, few = mixture.score(sd.VP()), {**SIZES, "iterations": 2}
+    found = [sd.tune(score, solver, 4, **few) for solver in ("ddim", solvers.VABM(points=2))]
+    assert found[1].error < found[0].error
+    score.tuned = tuple(one.entry() for one in found)
+    for entries in (score.tuned, score.tuned[::-1]):
+        score.tuned = entries
+        out = sd.sample(score, (2, 2), steps=4, grid="tuned")
+        assert out.solver == describe(solvers.VABM(points=2))
+        with pytest.raises(ConfigError, match=r"needs a solver or steps .*vabm:points=2 at 4"):
+            sd.sample(score, (2, 2), grid="tuned")
+    score.tuned = score.tuned[:1]
+    assert sd.sample(score, (2, 2), grid="tuned").steps == 4
+    assert sd.sample(score, (2, 2), grid="karras").solver == describe(solvers.VABM())
 
 
 def test_a_model_brings_its_tuned_grids(tmp_path):
