@@ -118,8 +118,8 @@ def high() -> sd.GaussianMixture:
 LAWS: dict[str, tuple[Callable[[], sd.GaussianMixture], int, int, int]] = {
     "modes": (modes, 16384, 8192, 256),
     "ring": (ring, 16384, 8192, 256),
-    "sheets": (sheets, 2048, 4096, 128),
-    "high": (high, 512, 1024, 64),
+    "sheets": (sheets, 8192, 16384, 128),
+    "high": (high, 2048, 4096, 64),
 }
 """Law, judged trajectories, trajectories to tune on, batch of the search."""
 
