@@ -6,7 +6,7 @@
 
 EDM's process, sigma from 80 to 0.002, the same start noise for all, evaluations counted at the
 denoiser. Of the peers the best of all samplers on all their grids stands in the table; ours are
-``vabm`` on the logistic grid at its defaults, the best of a list of solvers on fixed grids, and
+``vabm`` of three points on the logistic grid, the best of a list of solvers on fixed grids, and
 the one of a shorter list that ``tune`` takes, on a grid tuned on trajectories of other start
 noise. Errors are root mean squares over trajectories; of their ratios the 95 % interval is given,
 by bootstrap of the trajectories, which all samplers have in common. Prints Markdown.
@@ -194,7 +194,7 @@ def ratio(ours: Tensor, theirs: Tensor, resamples: int = 1000) -> str:
 def deterministic(names: list[str], counts: list[int]) -> None:
     peers = [peer for peer in every() if not peer.stochastic]
     print(f"{len(peers)} deterministic samplers and grids of other projects\n")
-    columns = ("law", "NFE", "best peer", "RMS", "median", "`vabm`, logistic", "best fixed",
+    columns = ("law", "NFE", "best peer", "RMS", "median", "vabm (3), logistic", "best fixed",
                "RMS", "fixed / peer", "tuned", "RMS", "median", "tuned / peer")  # fmt: skip
     print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
     for name in names:
@@ -211,7 +211,7 @@ def deterministic(names: list[str], counts: list[int]) -> None:
                 for place, grid in GRIDS.items():
                     x = problem.ours(solver, grid, nfe, False)
                     own[f"{label}, {place}"] = problem.squares(x, False)
-            usual = problem.squares(problem.ours(solvers.VABM(), None, nfe, False), False)
+            usual = problem.squares(problem.ours(solvers.VABM(points=3), None, nfe, False), False)
             made = tuned(problem, nfe, trajectories, batch)
             solver = build(made.solver, solvers, "solver")
             found = problem.squares(problem.ours(solver, made.grid, nfe, False), False)

@@ -65,6 +65,8 @@ class History:
     """The noise that was added since."""
     left: int | None = None
     """Steps of the grid that are still to be taken."""
+    steps: int | None = None
+    """Steps of the grid in all."""
     ahead: Level | None = None
     """Where the step before has led to: most often where this one starts."""
 
@@ -93,6 +95,8 @@ class Multistep(Solver):
     stochastic: ClassVar[bool] = False
     nfe_per_step: ClassVar[int] = 1
     default_steps: ClassVar[int | None] = 20
+    fewest: ClassVar[int] = 1
+    """Least number of ``points``."""
 
     def __post_init__(self) -> None:
         if self.variable not in VARIABLES:
@@ -102,8 +106,8 @@ class Multistep(Solver):
         if self.line not in LINES:
             raise unknown("line", self.line, LINES)
         name = type(self).__name__
-        if not 1 <= self.points <= 6:
-            raise ValueError(f"{name} takes 1 to 6 points, got {self.points}")
+        if not self.fewest <= self.points <= 6:
+            raise ValueError(f"{name} takes {self.fewest} to 6 points, got {self.points}")
         if self.corrector and not 2 <= self.corrector <= 7:
             raise ValueError(f"{name} takes a corrector of 0 or 2 to 7, got {self.corrector}")
         object.__setattr__(self, "order", float(max(self.points, self.corrector)))
@@ -116,7 +120,11 @@ class Multistep(Solver):
         self, reverse: Reverse, x: Tensor, times: Tensor, noise: NoiseSource | None
     ) -> History:
         """Nothing is known yet but the number of steps."""
-        return History(left=len(times) - 1)
+        return History(left=len(times) - 1, steps=len(times) - 1)
+
+    def reach(self, steps: int | None) -> tuple[int, int]:
+        """Values of the prediction and of the correction, on a grid of so many steps."""
+        return self.points, self.corrector
 
     def step(
         self,
@@ -134,12 +142,13 @@ class Multistep(Solver):
             here = level(reverse.sde, t)
         levels = (here, *past.levels)
         values = (self.value(reverse, x, here), *past.values)
-        if self.corrector and past.before is not None:
+        points, corrector = self.reach(past.steps)
+        keep, left = max(points, corrector) - 1, past.left
+        if corrector and past.before is not None:
             x = self.move(
-                past.before, levels, values, levels[1], here, self.corrector, reverse, past.tau
+                past.before, levels, values, levels[1], here, corrector, reverse, past.tau
             )
             x = x if past.kick is None else x + past.kick
-        points, left = self.points, past.left
         if left is not None:
             points, left = min(points, left) if self.lower_last else points, left - 1
         tau, kick = self.tau(here, ahead), None
@@ -148,8 +157,9 @@ class Multistep(Solver):
             gap = -torch.expm1(2 * tau**2 * (here.logsnr - ahead.logsnr))
             kick = ahead.sigma * gap.sqrt() * increment(x, noise, reverse.sde, t, s)
             predicted = predicted + kick
-        keep = max(self.points, self.corrector) - 1
-        return predicted, History(levels[:keep], values[:keep], x, tau, kick, left, ahead)
+        return predicted, History(
+            levels[:keep], values[:keep], x, tau, kick, left, past.steps, ahead
+        )
 
     def shifted(self, state: History | None, change: Tensor) -> History | None:
         """The change is kept by the correction, which starts again from the state before."""

@@ -198,3 +198,16 @@ def test_noise_between_two_levels_only(mixture):
 def test_refusals(make, match):
     with pytest.raises(ValueError, match=match):
         make()
+
+
+@pytest.mark.parametrize(("steps", "points"), [(2, 1), (5, 1), (6, 2), (9, 2), (10, 3), (40, 3)])
+def test_vabm_looks_back_as_far_as_its_steps_bear(mixture, steps, points):
+    score, settings = mixture.score(sd.VP()), {"steps": steps, "grid": "logsnr", "denoise": False}
+    x = sd.sample(score, (3, 2), solver="vabm", **settings).x
+    for k in (1, 2, 3):
+        same = torch.equal(x, sd.sample(score, (3, 2), solver=solvers.VABM(k), **settings).x)
+        # Two steps know of no more than two values, which all of them pass through.
+        assert same == (k == points) or steps <= k
+    both = solvers.Parallel("vabm", window=steps, tolerance=0.0)
+    found = sd.sample(score, (3, 2), solver=both, **settings).x
+    torch.testing.assert_close(found, x, rtol=1e-6, atol=1e-6)

@@ -98,7 +98,7 @@ def test_order_of_the_trajectory(sde, mixture, solver, references):
 
     # The first step of a multistep method is of order one. On VE it shows below errors of 1e-6.
     # Adams-Moulton's leading error of order 4 has not yet taken over at 400 steps.
-    first = {solvers.DPMpp3M(): 150, solvers.VABM(): 800}.get(solver, 400)
+    first = {solvers.DPMpp3M(): 150, solvers.VABM(points=3): 800}.get(solver, 400)
     coarse, fine = (
         trajectory_error(solver, score, x, grids.LogSNR()(sde, steps, start, end), references[sde])
         for steps in (first, 2 * first)
