@@ -90,14 +90,11 @@ class Search:
         for i in range(iterations):
             if i % max(1, iterations // LOOKS) == 0:
                 sizes = known.nan_to_num(0).sqrt()
-                chance = sizes + sizes.mean() + torch.finfo(sizes.dtype).tiny
-                chance = chance / chance.sum()
             tell("tuning", i / iterations)
             optimizer.param_groups[0]["lr"] = rate / 2 * (1 + math.cos(math.pi * i / iterations))
-            rows = torch.multinomial(chance, self.batch, replacement=True, generator=generator)
-            weight = (1 / (chance[rows] * len(self.x))).to(self.x)
+            rows, weight = draw(sizes, self.batch, generator)
             squares = self.squares(points(sde, ladder, theta), rows.to(self.x.device))
-            loss = criterion(squares, weight)
+            loss = criterion(squares, weight.to(self.x))
             if not bool(loss.isfinite()):
                 break
             (theta.grad,) = torch.autograd.grad(loss, theta)  # and none of a network's weights
@@ -110,6 +107,14 @@ class Search:
                 if criterion(known) < criterion(errors):  # never true of what is not finite
                     best, errors = found, known
         return best, errors
+
+
+def draw(sizes: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Rows drawn mostly in proportion to their sizes, and weights that keep means unbiased."""
+    chance = sizes + sizes.mean() + torch.finfo(sizes.dtype).tiny
+    chance = chance / chance.sum()
+    rows = torch.multinomial(chance, count, replacement=True, generator=generator)
+    return rows, 1 / (chance[rows] * len(sizes))
 
 
 def criterion(squares: Tensor, weight: Tensor | float = 1.0) -> Tensor:

@@ -50,12 +50,12 @@ def test_a_grid_is_saved_with_the_model_and_taken_from_it(run, plane, tmp_path):
 
 
 def test_of_several_solvers_the_best_is_named_as_it_was_written(run, plane, tmp_path):
-    said = run("tune", plane, "--solver", "ddim,vabm:points=2", "--iterations", 40, *FEW,
+    said = run("tune", plane, "--solver", "vabm:points=2,ddim", "--iterations", 40, *FEW,
                "--json", "t.json").out  # fmt: skip
     figures = json.loads((tmp_path / "t.json").read_text())
     tried = figures["tried"]
-    assert [one["solver"]["name"] for one in tried] == ["ddim", "vabm"]
-    for one, name in zip(tried, ("ddim", "vabm:points=2"), strict=True):
+    assert [one["solver"]["name"] for one in tried] == ["vabm", "ddim"]
+    for one, name in zip(tried, ("vabm:points=2", "ddim"), strict=True):
         assert f"{name}: RMS {one['seen']:.3g} after a short search" in said
     (entry,) = entries(tmp_path / "m" / "tuned.yaml")
     assert entry["solver"] == figures["solver"]

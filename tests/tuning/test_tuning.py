@@ -151,6 +151,15 @@ def test_of_several_solvers_the_best_on_the_seen_trajectories_is_taken(mixture):
     assert found.error < 1.1 * alone.error
 
 
+def test_drawn_trajectories_keep_the_mean():
+    sizes = torch.tensor([0.0, 0.1, 0.2, 5.0], dtype=torch.float64)
+    values = torch.tensor([7.0, -3.0, 2.0, 10.0], dtype=torch.float64)
+    rows, weight = search.draw(sizes, 100_000, torch.Generator().manual_seed(0))
+    found = weight * values[rows]
+    assert float((found.mean() - values.mean()).abs()) < 4 * float(found.std()) / 100_000**0.5
+    assert float((rows == 3).double().mean()) > 0.5
+
+
 def test_a_descent_gives_the_best_points_that_it_met(mixture):
     """With steps far too long the last points are worse than the first."""
     found = searching(mixture, sd.VP(), solvers.DDIM())
