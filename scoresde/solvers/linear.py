@@ -39,6 +39,8 @@ class VAB(Multistep):
     coordinate: str = field(default="kappa", init=False, repr=False)
     line: str = field(default="exact", init=False, repr=False)
 
+    default_grid: ClassVar[str | None] = "logistic"
+
 
 @dataclass(frozen=True)
 class VABM(Multistep):
