@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import options
+from . import options, specs
 
 if TYPE_CHECKING:
     from ..data import Dataset
@@ -33,10 +33,12 @@ DEFAULT_ITEMS = 64
 @click.option("--probes", type=click.IntRange(min=1), default=1, show_default=True,
               help="Probes of the Hutchinson estimator.")  # fmt: skip
 @click.option("--method", default="dopri5", show_default=True, metavar="NAME",
-              help="ODE method: dopri5, dop853, bosh3, rk4, ..., scipy-rk45.")  # fmt: skip
+              help="ODE method: dopri5, dop853, bosh3, rk4, ..., scipy-rk45; or with --steps a "
+              "solver such as unipc:points=2.")  # fmt: skip
 @click.option("--rtol", type=float, default=1e-5, show_default=True)
 @click.option("--atol", type=float, default=1e-5, show_default=True)
 @click.option("--steps", type=click.IntRange(min=1), help="Steps of a fixed-step method.")
+@click.option("--grid", metavar="NAME", help="Of a solver's steps.  [default: logsnr]")
 @click.option("--t-min", type=float, help="Time at which the integral starts.")
 @click.option(
     "--vlb", is_flag=True, help="DDPM's variational bound of --steps steps instead of the ODE."
@@ -76,6 +78,7 @@ def command(
     Examples:
       scoresde likelihood
       scoresde likelihood runs/digits-vp --items 100 --probes 8
+      scoresde likelihood --method unipc:points=2 --steps 48
       scoresde likelihood runs/digits-vp --vlb --steps 1000 --terms 50
       scoresde likelihood runs/mnist-vp --data path/to/mnist --items 1000 --json bits.json
     """
@@ -102,6 +105,9 @@ def command(
         options.write_json(json_file, {**figures, "versions": options.versions(device)})
         options.speak(f"{heldout.name} under {run}: {bound_line(bound)}")
         return
+    if ":" in settings["method"]:
+        settings["method"] = specs.section(settings["method"], "method")
+    settings["grid"] = options.grid(settings["grid"])
     found = evaluate(model, heldout, items or DEFAULT_ITEMS, draws, batch, seed or 0, settings)
     figures = {"model": run, "data": heldout.name, **found.summary()}
     options.write_json(json_file, {**figures, "versions": options.versions(device)})

@@ -27,8 +27,7 @@ from ..config import describe, unknown
 from ..model import Score
 from ..sde.base import SDE, as_time, match
 from ..solvers.base import Callback, Solution, Solver
-from .divergence import draw_probes, exact, hutchinson
-from .flow import EXACT_DIMS
+from .divergence import EXACT_DIMS, draw_probes, exact, hutchinson
 
 DIVERGENCES = ("auto", "exact", "hutchinson")
 
@@ -43,9 +42,10 @@ class Along(Score):
         probes: Hutchinson probes a sample, those of :func:`scoresde.log_prob` for the same seed.
         seed: key of the probes.
         start_index: index of the first sample.
+        noise: distribution of the probes, ``"rademacher"`` or ``"gaussian"``.
 
     Raises:
-        ValueError: an unknown divergence, or no probe.
+        ValueError: an unknown divergence or noise, or no probe.
     """
 
     def __init__(
@@ -56,6 +56,7 @@ class Along(Score):
         probes: int = 1,
         seed: int = 0,
         start_index: int = 0,
+        noise: str = "rademacher",
     ) -> None:
         if divergence not in DIVERGENCES:
             raise unknown("divergence", divergence, DIVERGENCES)
@@ -68,7 +69,7 @@ class Along(Score):
         self.cond: dict[str, Any] = {}
         """What the reversed process must be given besides the score's own conditions."""
         if self.probes or divergence == "hutchinson":
-            drawn = draw_probes(x, probes, seed=seed, start_index=start_index)
+            drawn = draw_probes(x, probes, noise, seed, start_index)
             self.cond["probes"] = drawn.transpose(0, 1)  # one row a sample
 
     def __call__(
@@ -104,6 +105,12 @@ class Along(Score):
             return None
         return lambda step, t, y: callback(step, t, self.data(y))
 
+    def log_det(self, y: Tensor, start: float, t: Tensor) -> Tensor:
+        """``log det(dx_t/dx_start)`` by each estimate, ``(B, k)``."""
+        h, h_start = (torch.hypot(self.sde.alpha(s), self.sde.sigma(s)) for s in (t, start))
+        grown = y[:, self.dims :] / match(self.sde.alpha(t), y) + match((h / h_start).log(), y)
+        return self.dims * grown
+
     def density(self, x: Tensor, start: float, solution: Solution, end: float) -> dict[str, Any]:
         """The fields of :class:`scoresde.Samples` that tell of densities.
 
@@ -114,9 +121,7 @@ class Along(Score):
             end: the time that it should have reached: elsewhere the density is nan.
         """
         y, t = solution.x, as_time(solution.t, solution.x)
-        h, h_start = (torch.hypot(self.sde.alpha(s), self.sde.sigma(s)) for s in (t, start))
-        grown = y[:, self.dims :] / match(self.sde.alpha(t), y) + match((h / h_start).log(), y)
-        values = self.sde.prior_log_prob(x)[:, None] - self.dims * grown
+        values = self.sde.prior_log_prob(x)[:, None] - self.log_det(y, start, t)
         values = values.masked_fill((t > end).to(y.device), math.nan)
         if self.divergence == "exact":
             stderr = torch.zeros_like(values[:, 0]).masked_fill(values[:, 0].isnan(), math.nan)

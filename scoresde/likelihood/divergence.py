@@ -25,6 +25,8 @@ from ..noise import KeyedNoise
 Field = Callable[[Tensor], Tensor]
 CHUNK = 32
 """Rows of the Jacobian that the exact divergence takes at once."""
+EXACT_DIMS = 32
+"""Up to this many dimensions ``divergence="auto"`` is exact."""
 LIKELIHOOD_DRAW = 1 << 31
 """First draw of the probes: a sample drawn with the same seed never shares their noise."""
 

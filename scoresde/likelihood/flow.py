@@ -24,18 +24,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import unknown
+from .. import grids
+from ..config import describe, unknown
 from ..model import evaluating, per_sample
 from ..path import Path
 from ..precision import name_of, supported
 from ..sde.base import GaussianSDE
+from ..solvers.base import Solver
 from ..solvers.runge_kutta import first_of
-from .divergence import Field, draw_probes, exact, hutchinson
+from . import stepped
+from .along import Along
+from .divergence import EXACT_DIMS, Field, draw_probes, exact, hutchinson
 from .field import Divergence, Flow
-from .integrate import check, integrate
-
-EXACT_DIMS = 32
-"""Up to this many dimensions ``divergence="auto"`` is exact."""
+from .integrate import METHODS, check, integrate
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,9 @@ class LogProb:
         divergence: ``"exact"`` or ``"hutchinson"``.
         probes: probes a sample, 0 if exact.
         noise: distribution of the probes.
-        method: the ODE method; ``steps`` its fixed steps, None if adaptive.
+        method: the ODE method, or name of the solver; ``steps`` its fixed steps, None if adaptive.
+        solver: name and fields of a solver of the package; None for the other methods.
+        grid: name and fields of its grid.
         rtol: relative tolerance, of the state and of nats a dimension.
         atol: absolute tolerance, likewise.
         t_min: where the integral starts: the density is that of the data with this much noise.
@@ -87,6 +90,8 @@ class LogProb:
     seed: int
     start_index: int
     weights: str | None
+    solver: dict[str, Any] | None = None
+    grid: dict[str, Any] | None = None
 
 
 def log_prob(
@@ -96,8 +101,9 @@ def log_prob(
     divergence: str = "hutchinson",
     probes: int = 1,
     noise: str = "rademacher",
-    method: str = "dopri5",
+    method: str | dict[str, Any] | Solver = "dopri5",
     steps: int | None = None,
+    grid: str | dict[str, Any] | grids.Grid | None = None,
     rtol: float = 1e-5,
     atol: float = 1e-5,
     t_min: float | None = None,
@@ -128,8 +134,11 @@ def log_prob(
             ``"midpoint"``, ``"heun2"``, ``"heun3"``, ``"rk4"`` with ``steps``; and, with one step
             for the whole batch, ``"torchdiffeq-dopri5"``, ``"torchdiffeq-dopri8"``,
             ``"torchdiffeq-bosh3"``, ``"torchdiffeq-adaptive_heun"`` (the worst sample decides),
-            ``"scipy-rk45"``, ``"scipy-dop853"`` (the mean of the batch decides).
+            ``"scipy-rk45"``, ``"scipy-dop853"`` (the mean of the batch decides). Or a solver of
+            :mod:`scoresde.solvers` that follows the ODE along a grid, its name or its section,
+            with ``steps``: ``{"name": "unipc", "points": 2}`` costs one evaluation a step.
         steps: number of steps of a fixed-step method.
+        grid: of a solver's steps, its name or its section; equal steps in log-SNR if None.
         rtol: relative tolerance of a step, of the state (root mean square over a sample) and of
             the nats a dimension; not below 1e-6 for a float32 state.
         atol: absolute tolerance, likewise.
@@ -154,36 +163,42 @@ def log_prob(
             unfitting option.
     """
     sde, x = score.sde, _checked(x)
-    check(method, steps)
+    solver = places = None
+    if isinstance(method, str) and method in METHODS:
+        check(method, steps)
+        if grid is not None:
+            raise ValueError(f"method {method!r} has steps of its own: leave out the grid")
+    else:
+        solver = stepped.stepper(method, steps, max_nfe)
     t_min = sde.t_min_likelihood if t_min is None else float(t_min)
     t_max = sde.t_max if t_max is None else float(t_max)
     _check_times(sde, t_min, t_max)
-    dims = x[0].numel()
     if divergence == "auto":
-        divergence = "exact" if dims <= EXACT_DIMS else "hutchinson"
+        divergence = "exact" if x[0].numel() <= EXACT_DIMS else "hutchinson"
     started = time.perf_counter()
     # Tensors made under inference_mode carry no graph, whatever enable_grad says.
     with torch.inference_mode(False), torch.no_grad(), evaluating(score):
-        x = x.clone()
-        estimate, count = _estimator(divergence, x, probes, noise, seed, start_index)
-        path = Path(sde, t_min, t_max)
-        flow = Flow(score, path, estimate, tuple(x.shape), per_sample(cond, x))
-        first = float(path(0.0).scale)
-        y = torch.cat([x.flatten(1) * first, x.new_zeros(len(x), count)], 1)
-        done = integrate(
-            flow, y, method, rtol=rtol, atol=atol, steps=steps, max_nfe=max_nfe, report=progress
-        )
-        last = path(done.s).scale[:, None]
-        latent = (done.y[:, :dims] / last.to(x)).reshape(x.shape)
-        # z = scale x, so that log p_x = log p_z + D log scale at either end.
-        deltas = dims * (done.y[:, dims:] + (first / last).log().to(x))
+        x, cond = x.clone(), per_sample(cond, x)
+        if solver is None:
+            estimate, count = _estimator(divergence, x, probes, noise, seed, start_index)
+            flow = Flow(score, Path(sde, t_min, t_max), estimate, tuple(x.shape), cond)
+            latent, deltas, nfe, failures, t = _solved(
+                flow, x, count, str(method), rtol=rtol, atol=atol, steps=steps, max_nfe=max_nfe,
+                report=progress,
+            )  # fmt: skip
+        else:
+            places, times = stepped.upward(grid, sde, steps or 1, t_min, t_max)
+            along = Along(score, x, divergence, probes, seed, start_index, noise)
+            count = max(along.probes, 1)
+            latent, deltas, nfe, failures, t = stepped.integrate(
+                solver, along, x, times, progress, cond
+            )
         delta = deltas.mean(1)
         prior = _terminal_log_prob(sde, latent, t_max, terminal)
         total = prior + delta
         stderr = torch.zeros_like(total)
         if divergence == "hutchinson":
             stderr = deltas.std(1) / count**0.5 if count > 1 else torch.full_like(total, math.nan)
-        failures = dict(done.failures)
         for item in (~total.isfinite()).nonzero()[:, 0].tolist():
             failures.setdefault(item, "the log-likelihood is not finite")
         converged = torch.ones(len(x), dtype=torch.bool, device=x.device)
@@ -194,22 +209,22 @@ def log_prob(
     message = ""
     if failures:
         item, reason = first_of(failures)
-        t, nfe = float(path.time(done.s[item])), int(done.nfe[item])
-        message = f"{reason} (item {item}, t={t:.6g}, nfe={nfe}, {name_of(x.dtype)})"
+        where = f"t={float(t[item]):.6g}, nfe={int(nfe[item])}, {name_of(x.dtype)}"
+        message = f"{reason} (item {item}, {where})"
     return LogProb(
         log_prob=total,
         prior=prior,
         delta=delta,
         stderr=stderr,
         latent=latent,
-        nfe=done.nfe.to(x.device),
+        nfe=nfe.to(x.device),
         converged=converged,
         message=message,
         seconds=time.perf_counter() - started,
         divergence=divergence,
         probes=count if divergence == "hutchinson" else 0,
         noise=noise,
-        method=method,
+        method=str(method) if solver is None else describe(solver)["name"],
         steps=steps,
         rtol=rtol,
         atol=atol,
@@ -218,7 +233,22 @@ def log_prob(
         seed=seed,
         start_index=start_index,
         weights=getattr(score, "weights", None),
+        solver=None if solver is None else describe(solver),
+        grid=None if places is None else describe(places),
     )
+
+
+def _solved(flow: Flow, x: Tensor, count: int, method: str, **settings: Any) -> stepped.Stepped:
+    """``x`` taken to the end of the path by a method of its own coordinates."""
+    path, dims = flow.path, flow.dims
+    first = float(path(0.0).scale)
+    y = torch.cat([x.flatten(1) * first, x.new_zeros(len(x), count)], 1)
+    done = integrate(flow, y, method, **settings)
+    last = path(done.s).scale[:, None]
+    latent = (done.y[:, :dims] / last.to(x)).reshape(x.shape)
+    # z = scale x, so that log p_x = log p_z + D log scale at either end.
+    deltas = dims * (done.y[:, dims:] + (first / last).log().to(x))
+    return stepped.Stepped(latent, deltas, done.nfe, dict(done.failures), path.time(done.s))
 
 
 def _checked(x: Tensor) -> Tensor:
