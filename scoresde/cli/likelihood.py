@@ -34,7 +34,7 @@ DEFAULT_ITEMS = 64
               help="Probes of the Hutchinson estimator.")  # fmt: skip
 @click.option("--method", default="dopri5", show_default=True, metavar="NAME",
               help="ODE method: dopri5, dop853, bosh3, rk4, ..., scipy-rk45; or with --steps a "
-              "solver such as unipc:points=2.")  # fmt: skip
+              "solver such as unipc or vabm:points=2.")  # fmt: skip
 @click.option("--rtol", type=float, default=1e-5, show_default=True)
 @click.option("--atol", type=float, default=1e-5, show_default=True)
 @click.option("--steps", type=click.IntRange(min=1), help="Steps of a fixed-step method.")
@@ -78,7 +78,7 @@ def command(
     Examples:
       scoresde likelihood
       scoresde likelihood runs/digits-vp --items 100 --probes 8
-      scoresde likelihood --method unipc:points=2 --steps 48
+      scoresde likelihood --method unipc --steps 60
       scoresde likelihood runs/digits-vp --vlb --steps 1000 --terms 50
       scoresde likelihood runs/mnist-vp --data path/to/mnist --items 1000 --json bits.json
     """
