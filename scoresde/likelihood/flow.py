@@ -36,7 +36,7 @@ from . import stepped
 from .along import Along
 from .divergence import EXACT_DIMS, Field, draw_probes, exact, hutchinson
 from .field import Divergence, Flow
-from .integrate import METHODS, check, integrate
+from .integrate import MAX_NFE, integrate
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def log_prob(
     t_max: float | None = None,
     seed: int = 0,
     start_index: int = 0,
-    max_nfe: int = 2000,
+    max_nfe: int = MAX_NFE,
     terminal: tuple[Tensor, Tensor] | None = None,
     progress: Callable[[float, float, int], None] | None = None,
     **cond: Any,
@@ -163,13 +163,7 @@ def log_prob(
             unfitting option.
     """
     sde, x = score.sde, _checked(x)
-    solver = places = None
-    if isinstance(method, str) and method in METHODS:
-        check(method, steps)
-        if grid is not None:
-            raise ValueError(f"method {method!r} has steps of its own: leave out the grid")
-    else:
-        solver = stepped.stepper(method, steps, max_nfe)
+    solver, places = stepped.choose(method, steps, grid, max_nfe), None
     t_min = sde.t_min_likelihood if t_min is None else float(t_min)
     t_max = sde.t_max if t_max is None else float(t_max)
     _check_times(sde, t_min, t_max)

@@ -23,6 +23,8 @@ TORCHDIFFEQ = tuple(
     f"torchdiffeq-{name}" for name in ("dopri5", "dopri8", "bosh3", "adaptive_heun")
 )
 SCIPY = {"scipy-rk45": "RK45", "scipy-dop853": "DOP853"}
+MAX_NFE = 2000
+"""Evaluations that a sample may take when not told."""
 METHODS = (*PER_SAMPLE, *FIXED, *TORCHDIFFEQ, *SCIPY)
 
 

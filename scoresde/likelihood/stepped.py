@@ -17,7 +17,7 @@ from .. import grids, solvers
 from ..config import ConfigError, build, describe, names, unknown
 from ..solvers.base import Solver
 from .along import Along
-from .integrate import METHODS
+from .integrate import METHODS, check
 
 GRID = "logsnr"
 """Grid of the steps when none is named: a density is made at all noise levels alike."""
@@ -39,6 +39,23 @@ class Stepped(NamedTuple):
     nfe: Tensor
     failures: dict[int, str]
     t: Tensor
+
+
+def choose(method: Any, steps: int | None, grid: Any, max_nfe: int) -> Solver | None:
+    """The solver that a method stands for; None for one of :data:`METHODS`.
+
+    Raises:
+        ConfigError: for an unknown method or grid, or what cannot be stepped.
+        ValueError: for steps or a grid that do not fit the method.
+    """
+    if not (isinstance(method, str) and method in METHODS):
+        if grid is not None:
+            grids.grid_of(grid)
+        return stepper(method, steps, max_nfe)
+    check(method, steps)
+    if grid is not None:
+        raise ValueError(f"method {method!r} has steps of its own: leave out the grid")
+    return None
 
 
 def stepper(method: str | dict[str, Any] | Solver, steps: int | None, max_nfe: int) -> Solver:

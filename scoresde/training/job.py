@@ -24,7 +24,8 @@ from ..config import (
     unknown,
 )
 from ..data import DataConfig, Dataset, Scaler, load_splits
-from ..likelihood.integrate import check as check_method
+from ..likelihood.integrate import MAX_NFE
+from ..likelihood.stepped import choose
 from ..model import ScoreModel
 from ..sde.terminal import Remains, auto_beta_max, auto_sigma_max, remains
 from .objective import DSM
@@ -132,7 +133,9 @@ class LikelihoodConfig:
         draws: dequantisation draws an item, for discrete data.
         divergence: ``hutchinson``, ``exact`` or ``auto``.
         probes: probes of the Hutchinson estimator.
-        method: ODE method.
+        method: ODE method, or the name or section of a solver.
+        steps: of a method with fixed steps.
+        grid: of a solver's steps, its name or its section.
         rtol: relative tolerance of an adaptive method.
         atol: absolute tolerance of an adaptive method.
         seed: seed of dequantisation and probes.
@@ -142,13 +145,15 @@ class LikelihoodConfig:
     draws: int = 1
     divergence: str = "auto"
     probes: int = 1
-    method: str = "dopri5"
+    method: Any = "dopri5"
+    steps: int | None = None
+    grid: Any = None
     rtol: float = 1e-5
     atol: float = 1e-5
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_method(self.method, None)
+        choose(self.method, self.steps, self.grid, MAX_NFE)
         if self.divergence not in ("auto", "exact", "hutchinson"):
             raise unknown("divergence", self.divergence, ("auto", "exact", "hutchinson"))
         if self.items < 0 or self.draws < 1 or self.probes < 1:

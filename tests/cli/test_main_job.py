@@ -98,6 +98,16 @@ def test_likelihood_reports_bits_and_items(trained):
     assert mean == pytest.approx(figures["bits_per_dim"])
 
 
+def test_likelihood_by_a_solver_along_a_grid(trained):
+    cwd, _ = trained
+    run("likelihood", "runs/digits-vp", "--items", 3, "--method", "unipc:points=2", "--steps", 7,
+        "--grid", "karras", "--json", "u.json", cwd=cwd)  # fmt: skip
+    figures = json.loads((cwd / "u.json").read_text())
+    assert (figures["method"], figures["steps"], figures["nfe"]) == ("unipc", 7, 7)
+    assert figures["solver"]["points"] == 2
+    assert figures["grid"] == {"name": "karras", "rho": 7.0}
+
+
 def test_likelihood_gives_the_variational_bound_with_its_parts(trained):
     folder, _ = trained
     run("likelihood", "runs/digits-vp", "--items", 2, "--vlb", "--steps", 20, "--json", "b.json",
@@ -239,6 +249,12 @@ def test_vectors_train_and_report_nats(tmp_path):
         (["train", "--data", "images"], "broken.png"),
         (["train", "--set", "sampling.solver=hoin"], "did you mean 'heun'"),
         (["train", "--set", "likelihood.method=dopri"], "did you mean 'dopri"),
+        (["train", "--set", "likelihood.method=unipc"], "'unipc' takes fixed steps"),
+        (["train", "--set", "likelihood.grid=karras"], "'dopri5' has steps of its own"),
+        (
+            ["likelihood", "--method", "vabm", "--steps", "4", "--grid", "foo"],
+            "unknown grid 'foo'",
+        ),
         (["train", "--set", "likelihood.items=-1"], "items must be at least 0"),
         (["train", "--config", "flat.yaml"], "section 'sde' must be a mapping"),
         (["train", "--json", "file/x.json"], "not a folder"),
