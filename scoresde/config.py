@@ -152,6 +152,20 @@ def describe(thing: Any) -> dict[str, Any]:
     return {"name": class_name(type(thing)), **{k: _plain(v) for k, v in fields.items()}}
 
 
+def changed(thing: Any) -> dict[str, Any]:
+    """The fields of ``thing`` that differ from their defaults, or have none."""
+    try:
+        usual = type(thing)()
+    except TypeError:  # a field without a default, which is always said
+        usual = None
+    found = {}
+    for f in dataclasses.fields(thing):
+        value = getattr(thing, f.name)
+        if f.init and value != getattr(usual, f.name, f.default):
+            found[f.name] = value
+    return found
+
+
 def class_name(cls: type) -> str:
     """Kebab-case name of a class of this toolkit, dotted path of any other."""
     inside = cls.__module__.split(".")[0] == __name__.split(".")[0]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
-from ..config import class_name
+from ..config import changed, class_name
 
 
 @dataclass(frozen=True)
@@ -155,17 +155,9 @@ class Row:
 
 def label(thing: Any) -> str:
     """A name with the fields that differ from their defaults: ``ddim(eta=1)``."""
-    try:
-        usual = type(thing)()
-    except TypeError:  # a field without a default, which is always said
-        usual = None
-    changed = []
-    for f in fields(thing):
-        value = getattr(thing, f.name)
-        if f.init and value != getattr(usual, f.name, f.default):
-            changed.append(f"{f.name}={_plain(value)}")
+    fields = [f"{k}={_plain(v)}" for k, v in changed(thing).items()]
     name = class_name(type(thing))
-    return f"{name}({', '.join(changed)})" if changed else name
+    return f"{name}({', '.join(fields)})" if fields else name
 
 
 def _plain(value: Any) -> str:

@@ -36,7 +36,7 @@ from . import stepped
 from .along import Along
 from .divergence import EXACT_DIMS, Field, draw_probes, exact, hutchinson
 from .field import Divergence, Flow
-from .integrate import MAX_NFE, integrate
+from .integrate import MAX_NFE, carry
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def log_prob(
             unfitting option.
     """
     sde, x = score.sde, _checked(x)
-    solver, places = stepped.choose(method, steps, grid, max_nfe), None
+    chosen = stepped.choose(method, steps, grid, max_nfe)
     t_min = sde.t_min_likelihood if t_min is None else float(t_min)
     t_max = sde.t_max if t_max is None else float(t_max)
     _check_times(sde, t_min, t_max)
@@ -173,15 +173,17 @@ def log_prob(
     # Tensors made under inference_mode carry no graph, whatever enable_grad says.
     with torch.inference_mode(False), torch.no_grad(), evaluating(score):
         x, cond = x.clone(), per_sample(cond, x)
-        if solver is None:
+        if chosen is None:
             estimate, count = _estimator(divergence, x, probes, noise, seed, start_index)
             flow = Flow(score, Path(sde, t_min, t_max), estimate, tuple(x.shape), cond)
-            latent, deltas, nfe, failures, t = _solved(
+            latent, deltas, nfe, failures, t = carry(
                 flow, x, count, str(method), rtol=rtol, atol=atol, steps=steps, max_nfe=max_nfe,
                 report=progress,
             )  # fmt: skip
         else:
-            places, times = stepped.upward(grid, sde, steps or 1, t_min, t_max)
+            assert steps is not None
+            solver, places = chosen
+            times = places(sde, steps, t_max, t_min).flip(0)
             along = Along(score, x, divergence, probes, seed, start_index, noise)
             count = max(along.probes, 1)
             latent, deltas, nfe, failures, t = stepped.integrate(
@@ -200,6 +202,7 @@ def log_prob(
         total, prior, delta, stderr = (
             v.masked_fill(~converged, math.nan) for v in (total, prior, delta, stderr)
         )
+    section, rule = (None, None) if chosen is None else map(describe, chosen)
     message = ""
     if failures:
         item, reason = first_of(failures)
@@ -218,7 +221,7 @@ def log_prob(
         divergence=divergence,
         probes=count if divergence == "hutchinson" else 0,
         noise=noise,
-        method=str(method) if solver is None else describe(solver)["name"],
+        method=str(method) if section is None else section["name"],
         steps=steps,
         rtol=rtol,
         atol=atol,
@@ -227,22 +230,9 @@ def log_prob(
         seed=seed,
         start_index=start_index,
         weights=getattr(score, "weights", None),
-        solver=None if solver is None else describe(solver),
-        grid=None if places is None else describe(places),
+        solver=section,
+        grid=rule,
     )
-
-
-def _solved(flow: Flow, x: Tensor, count: int, method: str, **settings: Any) -> stepped.Stepped:
-    """``x`` taken to the end of the path by a method of its own coordinates."""
-    path, dims = flow.path, flow.dims
-    first = float(path(0.0).scale)
-    y = torch.cat([x.flatten(1) * first, x.new_zeros(len(x), count)], 1)
-    done = integrate(flow, y, method, **settings)
-    last = path(done.s).scale[:, None]
-    latent = (done.y[:, :dims] / last.to(x)).reshape(x.shape)
-    # z = scale x, so that log p_x = log p_z + D log scale at either end.
-    deltas = dims * (done.y[:, dims:] + (first / last).log().to(x))
-    return stepped.Stepped(latent, deltas, done.nfe, dict(done.failures), path.time(done.s))
 
 
 def _checked(x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ as ``step_t``, and their rule for the first step evaluates wherever it likes: bo
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,6 +36,24 @@ Report = Callable[[float, float, int], None]
 """``report(fraction, t, nfe)``: how far the samples are on average, and what they have cost."""
 
 
+class Carried(NamedTuple):
+    """Where a method has led.
+
+    Args:
+        latent: ``(B, *shape)``.
+        deltas: estimates of the integrated divergence, ``(B, k)``.
+        nfe: evaluations of each item, ``(B,)``.
+        failures: why an item did not arrive.
+        t: time that each item has reached, ``(B,)``.
+    """
+
+    latent: Tensor
+    deltas: Tensor
+    nfe: Tensor
+    failures: dict[int, str]
+    t: Tensor
+
+
 def check(method: str, steps: int | None) -> None:
     """Refuses unknown methods, and steps that are missing or that a method would ignore."""
     if method not in METHODS:
@@ -44,6 +62,19 @@ def check(method: str, steps: int | None) -> None:
         raise ValueError(f"method {method!r} takes fixed steps: give steps >= 1, got {steps}")
     if method not in FIXED and steps is not None:
         raise ValueError(f"method {method!r} chooses its own steps: give rtol and atol, not steps")
+
+
+def carry(flow: Flow, x: Tensor, count: int, method: str, **settings: Any) -> Carried:
+    """Takes ``x (B, *shape)`` with ``count`` estimates of its divergence to the path's end."""
+    path, dims = flow.path, flow.dims
+    first = float(path(0.0).scale)
+    y = torch.cat([x.flatten(1) * first, x.new_zeros(len(x), count)], 1)
+    done = integrate(flow, y, method, **settings)
+    last = path(done.s).scale[:, None]
+    latent = (done.y[:, :dims] / last.to(x)).reshape(x.shape)
+    # z = scale x, so that log p_x = log p_z + D log scale at either end.
+    deltas = dims * (done.y[:, dims:] + (first / last).log().to(x))
+    return Carried(latent, deltas, done.nfe, dict(done.failures), path.time(done.s))
 
 
 def integrate(

@@ -8,7 +8,7 @@ to a log-likelihood hardly differs between items: compare with an adaptive solve
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,41 +17,26 @@ from .. import grids, solvers
 from ..config import ConfigError, build, describe, names, unknown
 from ..solvers.base import Solver
 from .along import Along
-from .integrate import METHODS, check
+from .integrate import METHODS, Carried, check
 
 GRID = "logsnr"
 """Grid of the steps when none is named: a density is made at all noise levels alike."""
 
 
-class Stepped(NamedTuple):
-    """Where the steps have led.
-
-    Args:
-        latent: ``(B, *shape)``.
-        deltas: estimates of the integrated divergence, ``(B, k)``.
-        nfe: evaluations of each item, ``(B,)``.
-        failures: why an item did not arrive.
-        t: time that each item has reached, ``(B,)``.
-    """
-
-    latent: Tensor
-    deltas: Tensor
-    nfe: Tensor
-    failures: dict[int, str]
-    t: Tensor
-
-
-def choose(method: Any, steps: int | None, grid: Any, max_nfe: int) -> Solver | None:
-    """The solver that a method stands for; None for one of :data:`METHODS`.
+def choose(
+    method: Any, steps: int | None, grid: Any, max_nfe: int
+) -> tuple[Solver, grids.Grid] | None:
+    """The solver and the grid that a method stands for; None for one of :data:`METHODS`.
 
     Raises:
         ConfigError: for an unknown method or grid, or what cannot be stepped.
         ValueError: for steps or a grid that do not fit the method.
     """
     if not (isinstance(method, str) and method in METHODS):
-        if grid is not None:
-            grids.grid_of(grid)
-        return stepper(method, steps, max_nfe)
+        places = grids.grid_of(GRID if grid is None else grid)
+        if isinstance(places, grids.Tuned) and not places.log_snr:
+            raise ConfigError("grids are tuned for sampling: a likelihood takes another")
+        return stepper(method, steps, max_nfe), places
     check(method, steps)
     if grid is not None:
         raise ValueError(f"method {method!r} has steps of its own: leave out the grid")
@@ -99,7 +84,7 @@ def integrate(
     times: Tensor,
     report: Callable[[float, float, int], None] | None,
     cond: dict[str, Any],
-) -> Stepped:
+) -> Carried:
     """Takes ``x`` from the first of the increasing ``times`` to the last."""
     reverse = solver.reverse(along, **cond, **along.cond)
     count = len(times) - 1
@@ -110,18 +95,10 @@ def integrate(
 
     out = solver.integrate(reverse, along.open(x), times, None, None if report is None else tell)
     lost = (~out.x.isfinite().all(1)).nonzero()[:, 0].tolist()
-    return Stepped(
+    return Carried(
         along.data(out.x),
         along.log_det(out.x, float(times[0]), times[-1]),
         torch.full((len(x),), reverse.nfe),
         dict.fromkeys(lost, out.message),
         times[-1].expand(len(x)),
     )
-
-
-def upward(grid: Any, sde: Any, steps: int, t_min: float, t_max: float) -> tuple[Any, Tensor]:
-    """The grid, and its times from data to noise."""
-    places = grids.grid_of(GRID if grid is None else grid)
-    if isinstance(places, grids.Tuned) and not places.log_snr:
-        raise ConfigError("grids are tuned for sampling: a likelihood takes another, or points")
-    return places, places(sde, steps, t_max, t_min).flip(0)

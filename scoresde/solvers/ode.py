@@ -32,31 +32,12 @@ from ..noise import NoiseSource
 from ..precision import name_of, tolerance, widest
 from ..sde.base import Reverse, as_time
 from .base import Callback, Solution, Solver, non_finite
+from .clock import Clock
 from .runge_kutta import first_of, named
 
 
 class _SpentError(Exception):
     """The budget of evaluations is spent."""
-
-
-class _Clock:
-    """What a method steps in: t, or the log-SNR where the rate of the process jumps in t."""
-
-    def __init__(self, sde: Any, times: Tensor) -> None:
-        self.sde, self.low, self.high = sde, float(times.min()), float(times.max())
-        self.is_t = not sde.rate_jumps or self.low == 0  # where the log-SNR is infinite
-        self.ends = times[[0, -1]] if self.is_t else sde.log_snr(times[[0, -1]])
-
-    def time(self, u: Tensor) -> Tensor:
-        """The time, exact at the ends; rounded, ``u`` may leave the interval."""
-        if self.is_t:
-            return u.clamp(self.low, self.high)
-        t, ends = self.sde.time(u).clamp(self.low, self.high), self.ends.to(u)
-        return torch.where(u <= ends.min(), self.high, torch.where(u >= ends.max(), self.low, t))
-
-    def rate(self, t: Tensor) -> float | Tensor:
-        """``dt/du``."""
-        return 1.0 if self.is_t else -2 * (self.sde.sigma(t) / self.sde.diffusion(t)) ** 2
 
 
 @dataclass(frozen=True)
@@ -168,7 +149,7 @@ class Adapter(AdaptiveODE):
     ) -> Solution:
         """Solves ``x`` as one state; the reversed process counts the evaluations."""
 
-    def _field(self, reverse: Reverse, clock: _Clock) -> Callable[[Tensor, Tensor], Tensor]:
+    def _field(self, reverse: Reverse, clock: Clock) -> Callable[[Tensor, Tensor], Tensor]:
         """The drift by the clock, kept inside the interval and within the budget."""
         limit = reverse.nfe + self.max_nfe
 
@@ -220,7 +201,7 @@ class ODE(Adapter):
         """Solves ``x`` as one state, its error that of its worst sample."""
         from torchdiffeq import odeint
 
-        clock = _Clock(reverse.sde, times)
+        clock = Clock(reverse.sde, times)
         rtol, atol = tolerance(self.rtol, x.dtype), tolerance(self.atol, x.dtype)
         ends = clock.ends.to(x.device, widest(x.device))
         field = self._field(reverse, clock)
@@ -282,7 +263,7 @@ class ODEScipy(Adapter):
         """Solves ``x`` as one state, its error the root mean square over the whole of it."""
         from scipy import integrate
 
-        clock = _Clock(reverse.sde, times)
+        clock = Clock(reverse.sde, times)
         field = self._field(reverse, clock)
         begin, end = clock.ends.tolist()
 

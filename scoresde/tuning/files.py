@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import grids, solvers
-from ..config import ConfigError, build, describe, read_yaml
+from ..config import ConfigError, build, changed, describe, read_yaml
 
 if TYPE_CHECKING:
     from ..solvers.base import Solver
@@ -33,7 +33,7 @@ def recall(score: Any, grid: grids.Tuned, solver: Solver, steps: int | None) -> 
     """
     if grid.log_snr:
         return grid
-    entries = getattr(score, "tuned", ()) if grid.file is None else open_file(grid.file)
+    entries = _entries(score, grid)
     section = describe(solver)
     own = [e for e in entries if e["solver"] == section]
     if not own and isinstance(within := section.get("solver"), dict):
@@ -58,7 +58,7 @@ def tuned_solver(score: Any, grid: grids.Tuned, steps: int | None) -> dict[str, 
     Raises:
         ConfigError: if there is no such entry, or no saying which.
     """
-    entries = getattr(score, "tuned", ()) if grid.file is None else open_file(grid.file)
+    entries = _entries(score, grid)
     match = [e for e in entries if steps in (None, e["steps"])]
     if not match:
         wanted = "" if steps is None else f" at {steps} steps"
@@ -73,11 +73,15 @@ def tuned_solver(score: Any, grid: grids.Tuned, steps: int | None) -> dict[str, 
 def short(section: dict[str, Any]) -> str:
     """A solver as the command line takes it, ``vabm:points=2``: what differs from its defaults."""
     try:
-        usual = describe(build(section["name"], solvers, "solver"))
-    except (ConfigError, TypeError):
-        usual = {}
-    fields = [f"{k}={v}" for k, v in section.items() if k != "name" and usual.get(k) != v]
-    return ":".join([section["name"], *fields])
+        fields = changed(build(section, solvers, "solver"))
+    except ConfigError:  # of another version, or a class that is not here
+        return str(section["name"])
+    return ":".join([section["name"], *(f"{k}={v}" for k, v in fields.items())])
+
+
+def _entries(score: Any, grid: grids.Tuned) -> Sequence[dict[str, Any]]:
+    """Those of the grid's file, or of the model's."""
+    return getattr(score, "tuned", ()) if grid.file is None else open_file(grid.file)
 
 
 def _list(entries: Sequence[dict[str, Any]]) -> str:

@@ -38,6 +38,7 @@ FIXED: dict[str, grids.Grid] = {
 REFERENCE = {"name": "runge-kutta", "rtol": 1e-5, "atol": 1e-5, "max_nfe": 20000}
 EXACT_REFERENCE = {**REFERENCE, "method": "dop853", "rtol": 1e-9, "atol": 1e-9}
 """Reference of a float64 score."""
+Spec = str | dict[str, Any] | Solver
 TRIAL = 4
 """Of several solvers, each has this part of the search's iterations before one is chosen."""
 
@@ -96,9 +97,6 @@ class Tuning:
         return {**asdict(self), "grid": describe(self.grid), "tried": tried}
 
 
-Spec = str | dict[str, Any] | Solver
-
-
 @torch.inference_mode(False)  # whose tensors carry no gradient
 @torch.enable_grad()
 def tune(
@@ -122,7 +120,9 @@ def tune(
 
     Args:
         score: ``score(x, t, **cond)`` that carries its ``sde``, differentiable in ``x`` and ``t``.
-        solver: solver that steps along a grid, its name or its section.
+        solver: solver that steps along a grid, its name or its section; or several, of which the
+            one that does best in a short search of its own is searched for in full. They have to
+            cost as many evaluations a step.
         steps: number of steps, >= 2.
         shape: of one item; ``score.shape`` if None.
         trajectories: reference trajectories that the search may use, >= 2; more generalise better.
@@ -137,7 +137,8 @@ def tune(
         cond: conditions, one value a trajectory (those of the search, then those held out).
 
     Raises:
-        ConfigError: for an unknown solver or one that draws noise or chooses its steps.
+        ConfigError: for an unknown solver or one that draws noise or chooses its steps, or for
+            several that cost differently.
         ValueError: for numbers out of range, or if the reference does not converge.
     """
     began = time.perf_counter()

@@ -252,6 +252,18 @@ def test_vectors_train_and_report_nats(tmp_path):
         (["train", "--set", "likelihood.method=unipc"], "'unipc' takes fixed steps"),
         (["train", "--set", "likelihood.grid=karras"], "'dopri5' has steps of its own"),
         (
+            [
+                "train",
+                "--set",
+                "likelihood.method=unipc",
+                "--set",
+                "likelihood.steps=4",
+                "--set",
+                "likelihood.grid=tuned",
+            ],
+            "grids are tuned for sampling",
+        ),
+        (
             ["likelihood", "--method", "vabm", "--steps", "4", "--grid", "foo"],
             "unknown grid 'foo'",
         ),
