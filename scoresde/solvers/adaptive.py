@@ -94,6 +94,8 @@ class RungeKutta(AdaptiveODE):
         if not done.failures:
             return Solution(arrived, end, nfe=nfe)
         t, (item, reason) = path.time(done.s), first_of(done.failures)
-        where = f"t={float(t[item]):.6g}, short of t={end:.6g}, in {name_of(x.dtype)}"
+        tried = (int(done.nfe[item]) - 1) // PAIRS[self.method]().nfe_per_step
+        where = f"t={float(t[item]):.6g} after {tried} steps tried, short of t={end:.6g}"
+        where = f"{where}, in {name_of(x.dtype)}"
         message = f"{named(item, noise)} stopped at {where}: {reason}"
         return Solution(arrived, t.to(x.device, widest(x.device)), False, message, nfe)

@@ -132,7 +132,8 @@ class AdaptiveSDE(Solver):
         if not run.failures:
             return Solution(run.state(), run.end, nfe=nfe)
         t, (item, reason) = run.time(run.reached), first_of(run.failures)
-        where = f"t={float(t[item]):.6g}, short of t={run.end:.6g}, in {name_of(x.dtype)}"
+        where = f"t={float(t[item]):.6g} after {run.tried[item]} steps tried"
+        where = f"{where}, short of t={run.end:.6g}, in {name_of(x.dtype)}"
         message = f"{named(item, noise)} stopped at {where}: {reason}"
         return Solution(run.state(), t.to(x.device, widest(x.device)), False, message, nfe)
 
@@ -174,6 +175,7 @@ class _Run:
         total = len(x)
         self.reached = torch.full((total,), self.first, dtype=torch.float64)
         self.nfe = torch.zeros(total, dtype=torch.int64)
+        self.tried = torch.zeros(total, dtype=torch.int64)
         self.failures: dict[int, str] = {}
         self.z_all = x / match(size(sde, t_start), x)
 
@@ -207,6 +209,7 @@ class _Run:
         """One attempt of every sample under way, and who leaves after it."""
         solver, z = self.solver, self.z
         device = z.device
+        self.tried[self.items] += 1
         target = torch.where(self.h < self.last - self.lam, self.lam + self.h, self.last)
         h = target - self.lam
         if bool(self.stale.any()):

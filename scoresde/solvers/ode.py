@@ -161,10 +161,10 @@ class Adapter(AdaptiveODE):
 
         return field
 
-    def _spent(self, x: Tensor, t: float, end: float) -> Solution:
+    def _spent(self, x: Tensor, t: float, end: float, steps: int) -> Solution:
         message = (
             f"stopped after {self.max_nfe} evaluations at t={t:.6g}, short of t={end:.6g}, "
-            f"in {name_of(x.dtype)}: raise max_nfe, rtol or atol"
+            f"after {steps} steps, in {name_of(x.dtype)}: raise max_nfe, rtol or atol"
         )
         return Solution(x, t, False, message)
 
@@ -172,7 +172,7 @@ class Adapter(AdaptiveODE):
         if not bool(x.isfinite().all()):
             return Solution(x, t, False, non_finite(x, t, steps))
         message = (
-            f"the step size underflowed at t={t:.6g}, in {name_of(x.dtype)}: "
+            f"the step size underflowed at t={t:.6g} after {steps} steps, in {name_of(x.dtype)}: "
             "the score is not finite or not smooth there; use float64, or raise rtol and atol"
         )
         return Solution(x, t, False, message)
@@ -230,7 +230,7 @@ class ODE(Adapter):
                 field, x, ends, rtol=rtol, atol=atol, method=self.method, options=options
             )[-1]
         except _SpentError:
-            return self._spent(state, at, end)
+            return self._spent(state, at, end, steps)
         except AssertionError:  # a step too small or a state not finite, says torchdiffeq
             return self._stuck(state, at, steps)
         if callback is not None:
@@ -286,5 +286,5 @@ class ODEScipy(Adapter):
                 if callback is not None:
                     callback(steps, t, back(y))
         except _SpentError:
-            return self._spent(back(y), t, float(times[-1]))
+            return self._spent(back(y), t, float(times[-1]), steps)
         return Solution(back(y), float(times[-1]))

@@ -137,7 +137,8 @@ class Parallel(Solver):
         if not failures:
             return Solution(run.states(), end, nfe=nfe, rounds=rounds)
         t, (item, reason) = times[run.at], first_of(failures)
-        where = f"t={float(t[item]):.6g}, in {name_of(x.dtype)}"
+        where = f"t={float(t[item]):.6g}, step {int(run.at[item])} of {run.steps}"
+        where = f"{where}, in {name_of(x.dtype)}"
         message = f"{named(item, noise)} stopped at {where}: {reason}"
         t = t.to(x.device, widest(x.device))
         return Solution(run.states(), t, False, message, nfe, rounds)

@@ -206,6 +206,14 @@ def test_a_spent_budget_says_which_sample_and_where(problem):
     out = solve(solvers.AdaptiveSDE(max_nfe=20), score, x)
     assert not out.converged
     assert "sample 0 stopped at t=" in out.message
+    seen = []
+    solver = solvers.AdaptiveSDE(max_nfe=20)
+    alone = solver.integrate(
+        solver.reverse(score), x[:1], ends(score.sde), BrownianPath(1),
+        lambda *what: seen.append(what),
+    )  # fmt: skip
+    assert f" after {len(seen)} steps tried, short of t=0.001" in alone.message
+    assert out.message == f"{alone.message}, and 63 more"
     assert out.message.endswith("in float64: the evaluations allowed are used up, and 63 more")
     assert (out.t > 1e-3).all()
     assert int(out.nfe.max()) <= 20

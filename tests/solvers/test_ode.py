@@ -176,7 +176,7 @@ def test_a_spent_budget_returns_what_there_is(score, exact, kind):
     assert not out.converged
     assert 1e-3 < out.t < 1
     assert out.message.startswith(f"stopped after 40 evaluations at t={out.t:.6g}, short of")
-    assert "in float64: raise max_nfe" in out.message
+    assert f"after {seen[-1][0]} steps, in float64: raise max_nfe" in out.message
     assert out.t == seen[-1][1]
     rest = solve(kind(), score, out.x, torch.tensor([out.t, 1e-3], dtype=torch.float64))
     assert (rest.x - exact).abs().max() < 1e-3  # the state does belong to the time

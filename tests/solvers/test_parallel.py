@@ -1,10 +1,12 @@
 """Parallel-in-time sampling: the sequential result, in fewer rounds, whatever the batch."""
 
+import re
+
 import pytest
 import torch
 
 import scoresde as sd
-from scoresde import grids, solvers
+from scoresde import config, grids, solvers
 from scoresde.sampling import join
 from scoresde.solvers.affine import increments
 
@@ -159,6 +161,9 @@ def test_a_callback_and_a_budget_of_rounds(mixture):
     assert out.t_end == times[3]
     assert torch.equal(out.x, states[3])
     assert out.message.startswith("sample 0 stopped at t=")
+    t, step = re.search(r"t=(\S+), step (\d+) of 40, in", out.message).groups()
+    grid = config.build(out.grid, grids, "grid")(score.sde, 40, 1.0, 1e-3)
+    assert float(grid[int(step)]) == pytest.approx(float(t), rel=1e-5)
     assert out.message.endswith("float64: the rounds allowed are used up, and 4 more")
 
 

@@ -243,6 +243,12 @@ def test_what_stopped_is_said_and_denoised_from_where_it_is(mixture):
     assert not out.converged
     assert out.message.startswith(f"sample {int(stopped.nonzero()[0])} stopped at t=")
     assert "short of t=0.001, in float64: the evaluations allowed are used up" in out.message
+    seen = []
+    first = int(stopped.nonzero()[0])
+    alone = sd.sample(score, (1, 2), solver=solver, dtype=f64, start_index=first,
+                      callback=lambda *what: seen.append(what))  # fmt: skip
+    assert f" after {len(seen)} steps tried, short of" in alone.message
+    assert alone.message.startswith(out.message.partition(", and ")[0])
     assert 1e-3 < out.t_end < 0.5
     torch.testing.assert_close(out.x[~stopped], free.x[~stopped], rtol=0, atol=1e-12)
     assert (out.x[stopped] - free.x[stopped]).abs().mean() < 0.3  # denoised at their own times
