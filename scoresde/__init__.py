@@ -33,7 +33,15 @@ _HOMES = {
     "thresholding": ["Threshold"],
     "latents": ["Interpolation", "Latents", "decode", "encode", "interpolate"],
     "sphere": ["slerp"],
-    "likelihood": ["LogProb", "bits_per_dim", "log_prob", "vlb"],
+    "likelihood": [
+        "LogProb",
+        "bits_per_dim",
+        "data_log_prob",
+        "denoising_log_prob",
+        "elbo",
+        "log_prob",
+        "vlb",
+    ],
     "checkpoint": ["load"],
     "config": ["ConfigError"],
 }
@@ -84,7 +92,10 @@ __all__ = [
     "bits_per_dim",
     "config",
     "data",
+    "data_log_prob",
     "decode",
+    "denoising_log_prob",
+    "elbo",
     "encode",
     "grids",
     "interpolate",
@@ -108,7 +119,15 @@ if TYPE_CHECKING:
     from .checkpoint import load
     from .config import ConfigError
     from .latents import Interpolation, Latents, decode, encode, interpolate
-    from .likelihood import LogProb, bits_per_dim, log_prob, vlb
+    from .likelihood import (
+        LogProb,
+        bits_per_dim,
+        data_log_prob,
+        denoising_log_prob,
+        elbo,
+        log_prob,
+        vlb,
+    )
     from .model import Score, ScoreModel
     from .parameterization import X0, Eps, Karras, RawScore, V
     from .sampling import Samples, sample

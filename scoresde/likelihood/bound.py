@@ -116,7 +116,7 @@ def vlb(
         ValueError: a grid that starts below the trained times, data that are not on the bins, or
             an unknown option.
     """
-    sde, x0 = score.sde, _checked(x0, levels)
+    sde, x0 = score.sde, checked(x0, levels)
     if variance not in ("small", "large"):
         raise unknown("variance", variance, ("small", "large"))
     if steps < 2 or not 1 <= (terms or 1) <= steps - 1:
@@ -217,7 +217,7 @@ class _Chain:
         half, last = WIDTH / (2 * levels) / sigma, WIDTH / 2 - WIDTH / levels
         low = (residual - half).masked_fill(self.x0 < -last, -math.inf)
         high = (residual + half).masked_fill(self.x0 > last, math.inf)
-        return -_log_mass(low, high).flatten(1).sum(1)
+        return -log_mass(low, high).flatten(1).sum(1)
 
     def _time(self, i: Tensor) -> Tensor:
         """Time of the grid: ``()`` for one step, else ``(B, 1, ..., 1)`` beside the data."""
@@ -237,7 +237,7 @@ class _Chain:
         return (eps - eps_hat).flatten(1).square().sum(1), self.sde.sigma(t) / self.sde.alpha(t)
 
 
-def _checked(x0: Tensor, levels: int | None) -> Tensor:
+def checked(x0: Tensor, levels: int | None) -> Tensor:
     """``x0`` as float32 or float64, on the centres of the bins if there are levels."""
     if not x0.is_floating_point() or x0.ndim < 2:
         raise ValueError(
@@ -280,7 +280,7 @@ def _step_noise(source: KeyedNoise, i: Tensor, like: Tensor) -> Tensor:
     return torch.cat(rows)
 
 
-def _log_mass(low: Tensor, high: Tensor) -> Tensor:
+def log_mass(low: Tensor, high: Tensor) -> Tensor:
     """``log(Phi(high) - Phi(low))``, evaluated in the lower tail, where nothing cancels."""
     flip = low > 0
     low, high = torch.where(flip, -high, low), torch.where(flip, -low, high)
