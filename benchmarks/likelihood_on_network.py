@@ -17,7 +17,7 @@ import time
 import torch
 
 import scoresde as sd
-from scoresde.cli.likelihood import held_out_data
+from scoresde.cli.heldout import held_out_data
 from scoresde.noise import KeyedNoise
 
 ADAPTIVE = [("dopri5", tol) for tol in (1e-5, 1e-4, 1e-3, 1e-2)] + [("bosh3", 1e-3)]

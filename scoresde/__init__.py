@@ -35,7 +35,9 @@ _HOMES = {
     "sphere": ["slerp"],
     "likelihood": [
         "LogProb",
+        "Posterior",
         "bits_per_dim",
+        "classify",
         "data_log_prob",
         "denoising_log_prob",
         "elbo",
@@ -78,6 +80,7 @@ __all__ = [
     "Linear",
     "LogProb",
     "MixtureScore",
+    "Posterior",
     "RawScore",
     "Reverse",
     "Samples",
@@ -90,6 +93,7 @@ __all__ = [
     "__version__",
     "bench",
     "bits_per_dim",
+    "classify",
     "config",
     "data",
     "data_log_prob",
@@ -121,7 +125,9 @@ if TYPE_CHECKING:
     from .latents import Interpolation, Latents, decode, encode, interpolate
     from .likelihood import (
         LogProb,
+        Posterior,
         bits_per_dim,
+        classify,
         data_log_prob,
         denoising_log_prob,
         elbo,

@@ -139,8 +139,8 @@ def find_data(model: ScoreModel, run: str, source: str | None, split: str) -> Da
     from dataclasses import replace
 
     from ..data import Dataset
+    from .heldout import held_out_data
     from .items import is_picture, read_picture
-    from .likelihood import held_out_data
 
     levels = None if model.scaler is None else model.scaler.levels
     if source is not None and Path(source).is_file() and is_picture(Path(source)):

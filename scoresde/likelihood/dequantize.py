@@ -261,7 +261,8 @@ def levels_of(k: Tensor, scaler: Scaler) -> int:
     if k.ndim < 2 or k.numel() == 0:
         raise ValueError(f"k must have shape (B, *shape) and not be empty, got {tuple(k.shape)}")
     whole = k if not k.is_floating_point() else k.floor()
-    if not bool(((k == whole) & (k >= 0) & (k < scaler.levels)).all()):
+    last = scaler.levels - 1  # 256 itself is no uint8
+    if not bool(((k == whole) & (k >= 0) & (k <= last)).all()):
         raise ValueError(f"discrete data must be whole levels 0..{scaler.levels - 1}")
     return scaler.levels
 

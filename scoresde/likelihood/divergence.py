@@ -100,6 +100,17 @@ def walsh(number: int, like: Tensor) -> Tensor:
     return (1 - 2 * (shared & 1)).to(like.device, like.dtype)
 
 
+def turned(probes: Tensor, point: int, noise: str) -> Tensor:
+    """Probes ``(k, B, *shape)`` with the signs that they have at a point of a grid.
+
+    An ODE's right-hand side must keep its probes, a sum over points need not: with signs that turn
+    the variance falls as if each point had a probe of its own, and further (by 30 on a network,
+    benchmarks/divergence_estimators.py).
+    """
+    apart = len(probes) if noise == "walsh" else 1  # those are Walsh functions of each other
+    return probes * walsh(point * apart, probes[0])
+
+
 def hutchinson(field: Field, z: Tensor, probes: Tensor) -> tuple[Tensor, Tensor]:
     """``f(z)`` of shape ``(B, *shape)``, and ``v^T (df/dz) v`` of each probe, ``(B, probes)``."""
     z, value = _record(field, z)

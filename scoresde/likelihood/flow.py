@@ -57,6 +57,7 @@ def log_prob(
     terminal: Terminal | None = None,
     solver_error: bool = False,
     target_stderr: float | None = None,
+    refine: int = 1,
     differentiable: bool | str = False,
     progress: Callable[[float, float, int], None] | None = None,
     **cond: Any,
@@ -104,9 +105,11 @@ def log_prob(
         target_stderr: standard error in nats to reach for each sample: steps and probes are then
             added where they pay, from those given here on, until it is met or ``max_nfe`` is
             spent.
+        refine: factor on the steps, or for each doubling a tenth of the tolerance, with the probes
+            as they are unrefined: the difference is what the steps leave.
         differentiable: True for a result that carries gradients with respect to ``x`` and the
             parameters of the score, by backpropagation through the steps, ``"adjoint"`` by
-            torchdiffeq's adjoint method, of constant memory.
+            the adjoint ODE, solved by torchdiffeq: constant memory, and much slower.
         progress: called as ``progress(fraction, t, nfe)`` about each step, with the mean fraction
             of the way that the samples have gone, the time there, and the most evaluations spent.
         cond: passed to the score; of tensors, one value a sample.
@@ -120,7 +123,9 @@ def log_prob(
             unfitting option.
     """
     sde, x = score.sde, _checked(x, keep_graph=bool(differentiable))
-    way = Way(method, steps, grid, rtol, atol, max_nfe)
+    if refine < 1:
+        raise ValueError(f"refine must be at least 1, got {refine}")
+    way = Way(method, steps, grid, rtol, atol, max_nfe).refined(refine)
     way.chosen()  # refuses what does not fit before anything is spent
     t_min = sde.t_min_likelihood if t_min is None else float(t_min)
     t_max = sde.t_max if t_max is None else float(t_max)

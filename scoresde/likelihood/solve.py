@@ -20,7 +20,7 @@ from ..path import Path
 from ..sde.base import select
 from ..solvers.base import Solver
 from . import stepped
-from .divergence import EXACT_DIMS, Field, draw_probes, exact, hutchinson, walsh
+from .divergence import EXACT_DIMS, Field, draw_probes, exact, hutchinson, turned
 from .field import Divergence, Flow
 from .integrate import Carried, carry
 from .terminal import Terminal, terminal_log_prob
@@ -39,6 +39,8 @@ class Way:
     rtol: float
     atol: float
     max_nfe: int
+    hold: int = 1
+    """Points of the grid that share the signs of their probes."""
 
     @property
     def adaptive(self) -> bool:
@@ -60,6 +62,16 @@ class Way:
         if self.steps is not None:
             return replace(self, steps=self.steps * 2)
         return replace(self, rtol=self.rtol / 10, atol=self.atol / 10)
+
+    def refined(self, times: int) -> Way:
+        """So many times the steps, or for each doubling a tenth of the tolerance.
+
+        The probes turn where those of the unrefined way do: what the two differ by is its steps.
+        """
+        if self.steps is not None:
+            return replace(self, steps=self.steps * times, hold=self.hold * times)
+        less = 10.0 ** -math.log2(times)
+        return replace(self, rtol=self.rtol * less, atol=self.atol * less)
 
     def described(self) -> dict[str, Any]:
         """The fields of a result that tell of it."""
@@ -155,7 +167,7 @@ def solve(
         assert way.steps is not None
         solver, places = chosen
         times = places(problem.score.sde, way.steps, problem.t_max, problem.t_min).flip(0)
-        turning = _turning(probes, problem.noise)
+        turning = _turning(probes, problem.noise, way.hold)
         done = stepped.integrate(solver, problem.score, x, times, turning, report, problem.cond)
     prior = terminal_log_prob(problem.score.sde, done.latent, problem.t_max, problem.terminal)
     total = prior[:, None] + done.deltas
@@ -176,18 +188,13 @@ def _estimator(probes: Tensor | None) -> Divergence:
     return estimate
 
 
-def _turning(probes: Tensor | None, noise: str) -> Divergence:
-    """Probes whose signs change from point to point of a grid, so that their errors cancel.
-
-    An ODE's right-hand side must keep its probes, a sum over points need not: the variance falls
-    as if each point had a probe of its own, and further (benchmarks/divergence_estimators.py).
-    """
+def _turning(probes: Tensor | None, noise: str, hold: int) -> Divergence:
+    """The same along a grid, the probes' signs turning at each ``hold``-th point."""
     if probes is None:
         return _estimator(None)
-    apart = len(probes) if noise == "walsh" else 1  # those are Walsh functions of each other
-    points = itertools.count(step=apart)
+    points = itertools.count(hold // 2)
 
     def estimate(field: Field, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        return hutchinson(field, z, probes * walsh(next(points), z))
+        return hutchinson(field, z, turned(probes, next(points) // hold, noise))
 
     return estimate

@@ -44,7 +44,7 @@ def test_encode_then_decode_returns_the_data(run, tmp_path):
     said = run("decode", "latents.npz", "--out", "d.npy", "--json", "d.json")
     assert json.loads((tmp_path / "d.json").read_text())["levels_moved"] == 0
     assert "zoo:digits" in said.out
-    from scoresde.cli.likelihood import held_out_data
+    from scoresde.cli.heldout import held_out_data
 
     expected = held_out_data("zoo:digits", None, "test").x[:3].numpy()
     assert np.array_equal(np.load(tmp_path / "d.npy"), expected)

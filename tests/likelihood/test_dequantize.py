@@ -386,3 +386,11 @@ def test_times_that_are_not_trained_are_refused():
         Decoder(1e-6).draw(k, byte_scaler(2), sd.VP(), source)
     largest = math.exp(float(sd.VE().log_snr(1e-5))) / 256
     assert TruncatedNormal(largest * 0.999).draw(k, byte_scaler(256), sd.VE(), source).t_min > 1e-5
+
+
+def test_the_last_of_256_levels_is_one_in_bytes():
+    """256 itself does not fit into a byte, and must not be compared with one."""
+    k = torch.tensor([[0, 255]], dtype=torch.uint8)
+    scaler = Scaler((128.0,), (2 / 256,), 256)
+    x = Uniform().draw(k, scaler, sd.VP(), KeyedNoise(0)).x
+    assert ((x > -1) & (x < 1)).all()

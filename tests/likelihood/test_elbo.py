@@ -9,7 +9,7 @@ import torch
 from scipy import integrate
 
 import scoresde as sd
-from scoresde.likelihood.continuous import elbo
+from scoresde.likelihood.continuous import TAU, elbo
 from scoresde.likelihood.errors import stratified_stderr
 
 f64 = torch.float64
@@ -359,7 +359,7 @@ def test_decoder_integrates_over_the_bins(levels):
             return -x / (0.3 + t)
 
     k, x0 = centres(3, 4, levels)
-    out = elbo(Asked(), x0, levels=levels, terms=2, draws=2)
+    out = elbo(Asked(), x0, levels=levels, terms=2, draws=2, t_min=0.05)
     masses = []
     for x, t in seen[-2:]:
         alpha, sigma = at(Asked.sde, 0.05)
@@ -375,6 +375,14 @@ def test_decoder_integrates_over_the_bins(levels):
     assert (out.unit, out.nfe, len(seen)) == ("bits/dim", 4, 4)
     spread = (masses[0] - masses[1]).abs() / 2
     assert (out.stderr > 0.99 * spread).all()
+
+
+def test_discrete_data_are_decoded_where_half_a_bin_is_some_noise_wide():
+    score = sd.GaussianMixture([1.0], torch.zeros(1, 3, dtype=f64), [0.5]).score(sd.VP())
+    found = elbo(score, centres(2, 3, 8)[1], levels=8, terms=2)
+    alpha, sigma = at(sd.VP(), found.t_min)
+    assert alpha / 8 / sigma == pytest.approx(TAU)
+    assert elbo(score, torch.zeros(2, 3), levels=None, terms=2).t_min == 1e-5
 
 
 def test_uniform_levels_need_their_bits():

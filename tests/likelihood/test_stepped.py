@@ -134,3 +134,28 @@ def test_an_item_that_is_lost_is_named(data):
 def test_what_does_not_fit_is_refused(data, settings, match):
     with pytest.raises((ValueError, ConfigError), match=match):
         sd.log_prob(data.score(sd.VP()), data.sample(2), **settings)
+
+
+def test_a_refined_solve_differs_by_the_steps_alone(data):
+    """Its probes turn where those of the unrefined one do, so that most of their noise cancels."""
+    generator = torch.Generator().manual_seed(0)
+    means = torch.randn(24, 16, generator=generator, dtype=f64)
+    cloud = sd.GaussianMixture(torch.ones(24), means, torch.full((24,), 0.6, dtype=f64))
+    x, score = means[:3].mean(0).expand(200, 16).clone(), cloud.score(sd.VP())
+    settings = {"method": "unipc", "steps": 16}
+    plain = sd.log_prob(score, x, **settings)
+    fine = sd.log_prob(score, x, refine=4, **settings)
+    other = sd.log_prob(score, x, **{**settings, "steps": 64})
+    assert fine.steps == other.steps == 64
+    paired = (fine.log_prob - plain.log_prob).var()
+    assert paired < 0.3 * (other.log_prob - plain.log_prob).var()
+    steps = {
+        n: sd.log_prob(score, x[:1], divergence="exact", method="unipc", steps=n).log_prob
+        for n in (16, 64)
+    }
+    error = (fine.log_prob - plain.log_prob) - (steps[64] - steps[16])
+    assert abs(error.mean()) < 4 * error.std() / 200**0.5
+    tight = sd.log_prob(score, x[:2], refine=4)
+    assert (tight.rtol, tight.atol) == pytest.approx((1e-7, 1e-7))
+    with pytest.raises(ValueError, match="refine must be at least 1"):
+        sd.log_prob(score, x[:2], refine=0)

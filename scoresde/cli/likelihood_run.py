@@ -1,0 +1,347 @@
+"""What ``scoresde likelihood`` does: the data, the evaluation, and what is said of it."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import torch
+
+from ..checkpoint import load
+from ..config import describe
+from ..data import Dataset
+from ..data import load as load_data
+from ..likelihood.dataset import (
+    COLUMNS,
+    DatasetLikelihood,
+    Evaluation,
+    SpotCheck,
+    described,
+    spot_check,
+    summed,
+)
+from ..likelihood.divergence import EXACT_DIMS
+from ..likelihood.target import plan
+from ..series import BLOCK, Table, part_of_launcher, run_series
+from . import options, specs
+from .heldout import conditional, held_out_data
+from .likelihood import DEFAULT_ITEMS
+
+if TYPE_CHECKING:
+    from ..model import ScoreModel
+
+ALONG = {"method": {"name": "unipc", "points": 3, "variable": "noise"}, "steps": 32}
+"""Method for many dimensions, when none is named: chosen by measurement on networks."""
+
+
+@dataclass
+class Request:
+    """A call of the command, its options by their names; ``solve`` holds those of the ODE."""
+
+    run: str
+    data: str | None
+    split: str
+    items: str | None
+    target: float | None
+    spot: int | None
+    dequantization: str
+    draws: int
+    importance: bool
+    terminal: str
+    bound: str | None
+    terms: int | None
+    classify: bool
+    against: str | None
+    self_check: bool
+    levels: int | None
+    batch: int
+    processes: int
+    part: str | None
+    out: Path | None
+    overwrite: bool
+    pictures: Path | None
+    weights: str
+    seed: int | None
+    device: torch.device
+    json_file: Path | None
+    solve: dict[str, Any]
+
+    def answer(self) -> None:
+        """Evaluates, and says what was found."""
+        from . import likelihood_others as others
+
+        model = load(self.run, weights=self.weights, device=self.device)
+        if self.self_check:
+            others.self_check(self, model)
+            return
+        held = held_out_data(self.run, self.data, self.split)
+        if self.levels is not None and self.levels != held.levels:
+            have = f"{held.levels} levels" if held.levels else "continuous, without levels"
+            raise ValueError(
+                f"--levels {self.levels} does not fit {held.name}, whose data are {have}"
+            )
+        held = self._taken(held)
+        if self.bound is not None:
+            others.bound(self, model, held)
+        elif self.classify:
+            others.classification(self, model, held)
+        else:
+            self._evaluate(model, held)
+
+    def settings(self, model: ScoreModel, data: Dataset) -> dict[str, Any]:
+        """What the likelihood is evaluated by, the defaults filled in."""
+        found: dict[str, Any] = {"seed": self.seed or 0, **self.solve}
+        named = {"method", "rtol", "atol", "grid"} & set(found)
+        if not named and data.x[0].numel() > EXACT_DIMS:
+            found = {**ALONG, **found}
+        if data.levels:
+            section = self.dequantization
+            found["dequantization"] = (
+                specs.section(section, "dequantization") if ":" in section else section
+            )
+            found |= {"draws": self.draws, "importance": self.importance}
+        elif self.draws > 1 or self.importance or self.dequantization != "uniform":
+            raise ValueError(f"{data.name} is continuous: there is nothing to dequantise")
+        if self.terminal == "moments":
+            found["terminal"] = self._moments(model)
+        return found
+
+    def _moments(self, model: ScoreModel) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviations of the training data in model range."""
+        assert model.scaler is not None
+        train = held_out_data(self.run, self.data, "train", train=True)
+        x = model.scaler.encode(train.x[:2000], generator=torch.Generator().manual_seed(0))
+        return x.mean(0).to(self.device), x.std(0).to(self.device)
+
+    def _taken(self, data: Dataset) -> Dataset:
+        """The items asked for."""
+        text = self.items if self.items is not None else str(DEFAULT_ITEMS)
+        if text != "all" and not (text.isdecimal() and int(text) > 0):
+            raise ValueError(f"--items takes a whole number above 0, or all, got {text!r}")
+        count = len(data) if text == "all" else min(int(text), len(data))
+        return data if count == len(data) else data.subset(range(count))
+
+    def _evaluate(self, model: ScoreModel, data: Dataset) -> None:
+        evaluation = Evaluation(model, data, self.settings(model, data), labels=conditional(model))
+        evaluation, spot = self._checked(evaluation)
+        table = self._series(evaluation, self.out, data.name)
+        if self.part is not None:
+            options.speak(
+                f"part {self.part} of {data.name}: {len(table)} items in {table_file(self)}"
+            )
+            return
+        found = summed(evaluation, table.columns, spot, table.seconds)
+        figures = {"model": self.run, "data": data.name, **found.summary()}
+        lines = [f"{data.name} under {self.run}: {found.line()}"]
+        if found.error_line():
+            lines.append(found.error_line())
+        shown = {data.name: found}
+        if self.against is not None:
+            other = self._taken(load_data(self.against, self.split))
+            far = self._other(evaluation, other)
+            figures["against"], line = outliers(found, far, other.name)
+            shown[other.name] = far
+            lines += [f"{other.name}: {far.line()}", line]
+        if self.pictures is not None:
+            figures["pictures"] = draw(self.pictures, model, data, shown, figures.get("against"))
+            lines.append("written " + ", ".join(figures["pictures"]))
+        options.write_json(self.json_file, {**figures, "versions": options.versions(self.device)})
+        if not found.converged:
+            click.echo("Warning: the solver did not converge on every item", err=True)
+        settings = found.settings
+        lines.append(
+            f"{settings['divergence']} divergence, t from {settings['t_min']:g} to "
+            f"{settings['t_max']:g}, {model.weights} weights, {found.seconds:.0f} s"
+        )
+        for line in lines:
+            options.speak(line)
+
+    def _checked(self, evaluation: Evaluation) -> tuple[Evaluation, SpotCheck | None]:
+        """The evaluation, changed to meet a target, and its spot check."""
+        count = len(evaluation.data)
+        items = min(16, max(4, count // 16)) if self.spot is None else self.spot
+        if self.target is None and (items == 0 or count < 2 or self.part is not None):
+            return evaluation, None
+        with bar(None, "spot check") as progress:
+            if self.target is None:
+                return evaluation, spot_check(evaluation, items, progress.update)
+            import math
+
+            unit = evaluation.dims * math.log(2) if evaluation.data.levels else 1.0
+            return plan(evaluation, self.target * unit, max(items, 4), progress.update)
+
+    def _series(self, evaluation: Evaluation, out: Path | None, name: str) -> Table:
+        """Every item, into a file that is kept if one was asked for."""
+        count = len(evaluation.data)
+        part = parse_part(self.part) or (part_of_launcher() if out is not None else None)
+        with tempfile.TemporaryDirectory() as folder, bar(count, name) as progress:
+            done = 0
+
+            def tell(items: int, columns: dict[str, torch.Tensor]) -> None:
+                nonlocal done
+                progress.update(items - done)
+                done = items
+                progress.set_postfix_str(running(columns["nats"], evaluation))
+
+            return run_series(
+                Maker(self.run, self.weights, str(self.device), evaluation)
+                if self.processes > 1
+                else (lambda: evaluation),
+                count,
+                out or Path(folder) / "items.csv",
+                columns=COLUMNS,
+                fingerprint=fingerprint(evaluation, self.device),
+                batch=-(-self.batch // BLOCK) * BLOCK,
+                processes=self.processes,
+                part=part,
+                progress=tell,
+                fresh=self.overwrite,
+            )
+
+    def _other(self, evaluation: Evaluation, data: Dataset) -> DatasetLikelihood:
+        """The likelihood of other data, by the settings of the first."""
+        fitted = replace(evaluation, data=data)
+        out = None
+        if self.out is not None:
+            out = self.out.with_name(f"{self.out.stem}.against{self.out.suffix}")
+        table = self._series(fitted, out, data.name)
+        return summed(fitted, table.columns, None, table.seconds)
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Makes the evaluation in a worker, where the model is loaded again."""
+
+    run: str
+    weights: str
+    device: str
+    evaluation: Evaluation
+
+    def __getstate__(self) -> dict[str, Any]:
+        rest = self.evaluation
+        return {
+            "run": self.run, "weights": self.weights, "device": self.device,
+            "parts": (rest.data, rest.settings, rest.labels),
+        }  # fmt: skip
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        data, settings, labels = state.pop("parts")
+        model = load(state["run"], weights=state["weights"], device=torch.device(state["device"]))
+        object.__setattr__(self, "evaluation", Evaluation(model, data, settings, labels))
+        for name, value in state.items():
+            object.__setattr__(self, name, value)
+
+    def __call__(self) -> Evaluation:
+        """The evaluation."""
+        return self.evaluation
+
+
+def fingerprint(evaluation: Evaluation, device: torch.device) -> dict[str, Any]:
+    """What the values of a series depend on, as plain values."""
+    from .. import __version__
+
+    weights = hashlib.sha256()
+    for name, value in sorted(evaluation.model.state_dict().items()):
+        weights.update(name.encode())
+        weights.update(value.detach().cpu().contiguous().numpy().tobytes())
+    data = hashlib.sha256(evaluation.data.x.contiguous().numpy().tobytes())
+    return {
+        "scoresde": __version__,
+        "torch": torch.__version__,
+        "device": device.type,
+        "weights": weights.hexdigest()[:16],
+        "model": [describe(evaluation.model.sde), describe(evaluation.model.parameterization)],
+        "data": data.hexdigest()[:16],
+        "settings": described(evaluation),
+    }
+
+
+def outliers(
+    inside: DatasetLikelihood, outside: DatasetLikelihood, name: str
+) -> tuple[dict[str, Any], str]:
+    """How well likelihoods tell two data sets apart: figures, and a line."""
+    from ..likelihood.outliers import separation
+
+    scores = separation(inside.log_prob, outside.log_prob)
+    figures = {
+        "data": name,
+        **outside.summary(),
+        "auroc": {score: {"value": a.value, "stderr": a.stderr} for score, a in scores.items()},
+    }
+    said = ", ".join(f"{a.value:.4f} ± {a.stderr:.4f} by {score}" for score, a in scores.items())
+    return figures, f"told from {name}: AUROC {said}"
+
+
+def draw(
+    folder: Path,
+    model: ScoreModel,
+    data: Dataset,
+    shown: dict[str, DatasetLikelihood],
+    against: dict[str, Any] | None,
+) -> list[str]:
+    """The pictures, and their names."""
+    from ..likelihood.show import extremes, histogram
+
+    assert model.scaler is not None
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    unit = "bits/dim" if data.levels else "nats"
+    values = {n: f.bits_per_dim if f.levels else f.log_prob for n, f in shown.items()}
+    if len(data.shape) > 2 and len(data) > 1:
+        images = model.scaler.image(model.scaler.encode(data.x, dequantize=False))
+        file = folder / "extremes.png"
+        likely = "low" if data.levels else "high"
+        extremes(images, values[data.name], file, unit=unit, likely=likely, rows=2)
+        written.append(str(file))
+    scores = (
+        {s: (a["value"], a["stderr"]) for s, a in against["auroc"].items()} if against else None
+    )
+    histogram(values, folder / "histogram.png", unit, auroc=scores)
+    return [*written, str(folder / "histogram.png")]
+
+
+def running(nats: torch.Tensor, evaluation: Evaluation) -> str:
+    """The mean so far and its standard error."""
+    import math
+
+    mean, error = float(nats.mean()), float(nats.std()) / math.sqrt(len(nats))
+    if evaluation.data.levels:
+        unit = evaluation.dims * math.log(2)
+        return f"{-mean / unit:.4f} ± {error / unit:.4f} bits/dim"
+    return f"{mean:.4f} ± {error:.4f} nats"
+
+
+def parse_part(text: str | None) -> tuple[int, int] | None:
+    """``"0/4"`` as ``(0, 4)``."""
+    if text is None:
+        return None
+    i, slash, n = text.partition("/")
+    if not (slash and i.isdecimal() and n.isdecimal() and int(i) < int(n)):
+        raise ValueError(f"--part takes I/N with 0 <= I < N, such as 0/4, got {text!r}")
+    return int(i), int(n)
+
+
+def table_file(request: Request) -> Path:
+    """Where a part lies."""
+    from ..series import part_file
+
+    assert request.out is not None
+    return part_file(request.out, parse_part(request.part))
+
+
+@contextmanager
+def bar(total: int | None, what: str) -> Iterator[Any]:
+    """A progress bar on a terminal."""
+    from tqdm import tqdm
+
+    with tqdm(
+        total=total, desc=what, disable=not sys.stderr.isatty(), leave=False, unit="item"
+    ) as progress:
+        yield progress
