@@ -112,7 +112,7 @@ def classification(request: Request, model: ScoreModel, data: Dataset) -> None:
         raise ValueError(f"{request.run} takes no labels, and cannot classify")
     if data.y is None or model.scaler is None:
         raise ValueError(f"{data.name} has no labels to compare with")
-    settings = request.settings(model, data)
+    settings = request.fitted(model, data)
     for name in ("dequantization", "draws", "importance"):
         settings.pop(name, None)
     classes = torch.arange(int(model.net.num_classes))  # type: ignore[arg-type]
@@ -153,5 +153,27 @@ def classification(request: Request, model: ScoreModel, data: Dataset) -> None:
 
 
 def self_check(request: Request, model: ScoreModel) -> None:
-    """Closed forms through the settings of the request."""
-    raise NotImplementedError
+    """Closed forms of the model's shape, under its process, through the very settings."""
+    from dataclasses import asdict
+
+    from ..likelihood.selfcheck import self_check as check
+    from ..likelihood.verdict import report
+
+    if model.shape is None:
+        raise ValueError(f"{request.run} does not say the shape of an item, which the check needs")
+    levels = model.scaler.levels if model.scaler is not None else None
+    settings = request.settings(math.prod(model.shape), levels, request.run)
+    seed = settings.pop("seed")
+    if request.terminal == "moments":
+        settings["terminal"] = (torch.zeros(()), torch.ones(()))
+    repeats = int(request.items) if request.items and request.items.isdecimal() else 400
+    with bar(100, "self-check") as progress:
+        found = check(
+            model.sde, tuple(model.shape), settings, levels=levels, repeats=repeats, seed=seed,
+            batch=request.batch, device=request.device,
+            progress=lambda fraction: progress.update(int(100 * fraction) - progress.n),
+        )  # fmt: skip
+    figures = {"model": request.run, "checks": [asdict(each) for each in found]}
+    versions = options.versions(request.device)
+    options.write_json(request.json_file, {**figures, "versions": versions})
+    options.speak(report(found))

@@ -95,20 +95,25 @@ class Request:
         else:
             self._evaluate(model, held)
 
-    def settings(self, model: ScoreModel, data: Dataset) -> dict[str, Any]:
-        """What the likelihood is evaluated by, the defaults filled in."""
+    def settings(self, dims: int, levels: int | None, what: str) -> dict[str, Any]:
+        """What the likelihood of such items is evaluated by, the defaults filled in."""
         found: dict[str, Any] = {"seed": self.seed or 0, **self.solve}
         named = {"method", "rtol", "atol", "grid"} & set(found)
-        if not named and data.x[0].numel() > EXACT_DIMS:
+        if not named and dims > EXACT_DIMS:
             found = {**ALONG, **found}
-        if data.levels:
+        if levels:
             section = self.dequantization
             found["dequantization"] = (
                 specs.section(section, "dequantization") if ":" in section else section
             )
             found |= {"draws": self.draws, "importance": self.importance}
         elif self.draws > 1 or self.importance or self.dequantization != "uniform":
-            raise ValueError(f"{data.name} is continuous: there is nothing to dequantise")
+            raise ValueError(f"{what} is continuous: there is nothing to dequantise")
+        return found
+
+    def fitted(self, model: ScoreModel, data: Dataset) -> dict[str, Any]:
+        """The settings for these data, with the moments of the training data if asked for."""
+        found = self.settings(data.x[0].numel(), data.levels, data.name)
         if self.terminal == "moments":
             found["terminal"] = self._moments(model)
         return found
@@ -129,7 +134,7 @@ class Request:
         return data if count == len(data) else data.subset(range(count))
 
     def _evaluate(self, model: ScoreModel, data: Dataset) -> None:
-        evaluation = Evaluation(model, data, self.settings(model, data), labels=conditional(model))
+        evaluation = Evaluation(model, data, self.fitted(model, data), labels=conditional(model))
         evaluation, spot = self._checked(evaluation)
         table = self._series(evaluation, self.out, data.name)
         if self.part is not None:

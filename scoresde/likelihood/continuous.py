@@ -51,8 +51,8 @@ from .errors import (
 DENSITIES = ("data", "smoothed")
 
 TAU = 1.25
-"""Standard deviations of the noise in half a bin where discrete data are decoded: of models trained
-on dequantised data the bound is least there (measured: within 0.03 bits/dim of its least)."""
+"""Standard deviations of the noise in half a bin where discrete data are decoded: of models that
+were trained on dequantised data the bound is about least there (within 0.03 bits/dim)."""
 
 
 @dataclass(frozen=True)

@@ -36,11 +36,12 @@ if TYPE_CHECKING:
     from ..model import ScoreModel
 
 COLUMNS: dict[str, type] = {
-    "nats": float, "stderr": float, "prior": float, "delta": float, "dequantization": float,
-    "nfe": int, "converged": bool,
+    "nats": float, "bits_per_dim": float, "stderr": float, "prior": float, "delta": float,
+    "dequantization": float, "nfe": int, "converged": bool,
 }  # fmt: skip
-"""What is told of each item: log-likelihood in nats of the data, its standard error where known,
-the parts that it is the sum of, evaluations, and whether the solve arrived."""
+"""What is told of each item: log-likelihood in nats of the data, the bits/dim of discrete data
+(nan of continuous), its standard error in nats where known, the parts that it is the sum of,
+evaluations, and whether the solve arrived."""
 REFINE = 4
 """Factor on the steps of the spot check (a hundredth of the tolerance of an adaptive method)."""
 REST = 15
@@ -114,8 +115,10 @@ class Evaluation:
         """The columns of the items ``start .. stop - 1``, ``(stop - start,)`` each."""
         out = self.of(torch.arange(start, stop), start, Rows(self.model))
         added = torch.zeros_like(out.prior) if out.dequantization is None else out.dequantization
+        bits = out.bits_per_dim if out.levels else torch.full_like(out.log_prob, math.nan)
         columns = {
-            "nats": out.log_prob, "stderr": out.stderr, "prior": out.prior, "delta": out.delta,
+            "nats": out.log_prob, "bits_per_dim": bits, "stderr": out.stderr,
+            "prior": out.prior, "delta": out.delta,
             "dequantization": added if out.levels else added + out.log_det, "nfe": out.nfe,
             "converged": out.converged,
         }  # fmt: skip
@@ -261,7 +264,7 @@ class DatasetLikelihood:
         """
         if self.levels is None:
             raise ValueError("bits/dim need discrete data; continuous data has a density in nats")
-        return -self.log_prob / self._bit
+        return self.columns["bits_per_dim"]
 
     @property
     def _bit(self) -> float:

@@ -125,7 +125,7 @@ def log_prob(
     sde, x = score.sde, _checked(x, keep_graph=bool(differentiable))
     if refine < 1:
         raise ValueError(f"refine must be at least 1, got {refine}")
-    way = Way(method, steps, grid, rtol, atol, max_nfe).refined(refine)
+    way = Way(method, steps, grid, rtol, atol, max_nfe).refined(refine, x.dtype)
     way.chosen()  # refuses what does not fit before anything is spent
     t_min = sde.t_min_likelihood if t_min is None else float(t_min)
     t_max = sde.t_max if t_max is None else float(t_max)

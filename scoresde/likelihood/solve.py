@@ -17,6 +17,7 @@ from torch import Tensor
 from .. import grids
 from ..config import describe, unknown
 from ..path import Path
+from ..precision import FLOOR
 from ..sde.base import select
 from ..solvers.base import Solver
 from . import stepped
@@ -63,15 +64,16 @@ class Way:
             return replace(self, steps=self.steps * 2)
         return replace(self, rtol=self.rtol / 10, atol=self.atol / 10)
 
-    def refined(self, times: int) -> Way:
+    def refined(self, times: int, dtype: torch.dtype) -> Way:
         """So many times the steps, or for each doubling a tenth of the tolerance.
 
-        The probes turn where those of the unrefined way do: what the two differ by is its steps.
+        No tolerance falls below what a state of this dtype resolves. The probes turn where those of the unrefined way do: what the two differ by is its steps.
         """
         if self.steps is not None:
             return replace(self, steps=self.steps * times, hold=self.hold * times)
-        less = 10.0 ** -math.log2(times)
-        return replace(self, rtol=self.rtol * less, atol=self.atol * less)
+        less, least = 10.0 ** -math.log2(times), FLOOR[dtype]
+        rtol, atol = (max(t * less, min(t, least)) for t in (self.rtol, self.atol))
+        return replace(self, rtol=rtol, atol=atol)
 
     def described(self) -> dict[str, Any]:
         """The fields of a result that tell of it."""
