@@ -13,8 +13,8 @@ import warnings
 import click
 
 COMMANDS = (
-    "train", "sample", "likelihood", "encode", "decode", "interpolate", "bench", "tune", "info",
-    "check",
+    "train", "sample", "likelihood", "dequantize", "encode", "decode", "interpolate", "bench",
+    "tune", "info", "check",
 )  # fmt: skip
 
 

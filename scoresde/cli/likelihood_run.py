@@ -28,6 +28,7 @@ from ..likelihood.dataset import (
     summed,
 )
 from ..likelihood.divergence import EXACT_DIMS
+from ..likelihood.integrate import METHODS
 from ..likelihood.target import plan
 from ..series import BLOCK, Table, part_of_launcher, run_series
 from . import options, specs
@@ -101,6 +102,8 @@ class Request:
         named = {"method", "rtol", "atol", "grid"} & set(found)
         if not named and dims > EXACT_DIMS:
             found = {**ALONG, **found}
+        elif found.get("method", METHODS[0]) not in METHODS:
+            found.setdefault("steps", ALONG["steps"])
         if levels:
             section = self.dequantization
             found["dequantization"] = (

@@ -154,7 +154,8 @@ def _reach(
     if missed:
         account.message = (
             f"the standard error of {target:g} nats was not reached for {missed} of "
-            f"{len(problem.x)} items: max_nfe={way.max_nfe} or the precision of the state ended it"
+            f"{len(problem.x)} items: max_nfe={way.max_nfe}, {MOST_PROBES} probes or the "
+            "precision of the state ended it"
         )
     return account
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .. import grids
@@ -67,7 +68,8 @@ class Way:
     def refined(self, times: int, dtype: torch.dtype) -> Way:
         """So many times the steps, or for each doubling a tenth of the tolerance.
 
-        No tolerance falls below what a state of this dtype resolves. The probes turn where those of the unrefined way do: what the two differ by is its steps.
+        No tolerance falls below what a state of this dtype resolves. The probes turn where those
+        of the unrefined way do: what the two differ by is its steps.
         """
         if self.steps is not None:
             return replace(self, steps=self.steps * times, hold=self.hold * times)

@@ -93,6 +93,17 @@ def test_the_self_check_prints_bias_and_coverage(run, tmp_path):
     assert "bias" in said
 
 
+def test_a_dequantisation_is_fitted_and_used(run, tmp_path):
+    said = run("dequantize", "zoo:digits", "--steps", 2, "--width", 8, "--out", "flow").out
+    assert "variational:folder=flow" in said
+    run("likelihood", *FAST, "--items", 4, "--dequantization", "variational:folder=flow",
+        "--json", "v.json")  # fmt: skip
+    found = json.loads((tmp_path / "v.json").read_text())
+    assert found["dequantizer"] == {"name": "variational", "folder": "flow"}
+    said = run("dequantize", "--steps", 2, "--minutes", 1, "--out", "flow", code=1).err
+    assert "two lengths: give one" in said
+
+
 @pytest.mark.parametrize("kind", ["vlb", "elbo", "denoising"])
 def test_bounds(run, tmp_path, kind):
     said = run("likelihood", "zoo:digits", "--bound", kind, "--items", 24, "--terms", 24,

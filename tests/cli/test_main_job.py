@@ -41,8 +41,8 @@ def test_help_is_immediate_and_imports_no_torch(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert COMMANDS == (
-        "train", "sample", "likelihood", "encode", "decode", "interpolate", "bench", "tune",
-        "info", "check",
+        "train", "sample", "likelihood", "dequantize", "encode", "decode", "interpolate", "bench",
+        "tune", "info", "check",
     )  # fmt: skip
     for command in COMMANDS:
         assert f"  {command} " in done.stdout

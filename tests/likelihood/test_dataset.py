@@ -148,7 +148,7 @@ def test_a_plan_spends_where_it_pays():
     many = plan(Known(Dataset(torch.zeros(100, 1, dtype=torch.uint8), levels=2)), 0.1, 8)
     assert many[0].settings["draws"] == pytest.approx(2 * 4 / (100 * 0.01), abs=3)
     assert many[0].settings["steps"] > 8
-    assert many[1].items > 8 or many[1].spread**2 / many[1].items < 0.01 / 2
+    assert many[1].items > 8 or many[1].spread ** 2 / many[1].items < 0.01 / 2
     errors = math.hypot(many[1].noise / 10, many[1].steps_stderr())
     assert errors < 0.13
     with pytest.raises(ValueError, match="the target is above 0"):
