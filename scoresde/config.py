@@ -138,6 +138,16 @@ def build(section: Any, package: ModuleType, kind: str, **fixed: Any) -> Any:
 def construct(cls: type, values: Mapping[str, Any], where: str, **fixed: Any) -> Any:
     """``cls(**values)`` after :func:`validate`, a refused value reported as ConfigError."""
     checked = validate(cls, values, where)
+    missing = [
+        f.name
+        for f in dataclasses.fields(cls)
+        if f.init
+        and f.default is dataclasses.MISSING
+        and f.default_factory is dataclasses.MISSING
+        and f.name not in {**checked, **fixed}
+    ]
+    if missing:
+        raise ConfigError(f"{where} {class_name(cls)!r} needs {', '.join(missing)}")
     try:
         return cls(**{**checked, **fixed})
     except ConfigError:

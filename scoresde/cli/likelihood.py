@@ -114,6 +114,16 @@ def _check(given: dict[str, Any]) -> None:
             raise ValueError(f"--{name} is for the ODE's likelihood, not for {flags[modes[0]]}")
     if given["part"] is not None and given["out"] is None:
         raise ValueError("--part needs --out, the file that its share goes to")
+    for name in ("against", "pictures", "json_file", "target"):
+        if given["part"] is not None and given[name] is not None:
+            raise ValueError(f"--{name.removesuffix('_file')} is of a whole set, not of a --part")
+    if given["overwrite"] and given["out"] is None:
+        raise ValueError("--overwrite belongs to --out")
+    if given["target"] is not None and not 0 < given["target"] < float("inf"):
+        raise ValueError(f"--target takes an error above 0, got {given['target']:g}")
+    if given["target"] is not None and given["spot"] == 0:
+        raise ValueError("--target needs a spot check: leave out --spot 0")
+    parse_part(given["part"])
     options.check_apart(given["json_file"], given["out"])
     if given["out"] is not None and given["out"].suffix not in (".csv", ".parquet"):
         raise ValueError(f"--out takes a .csv or a .parquet file, got {given['out']}")
@@ -131,3 +141,13 @@ def _solve(given: dict[str, Any]) -> dict[str, Any]:
         found["method"] = specs.section(method, "method")
     found["grid"] = options.grid(found["grid"])
     return {name: value for name, value in found.items() if value is not None}
+
+
+def parse_part(text: str | None) -> tuple[int, int] | None:
+    """``"0/4"`` as ``(0, 4)``."""
+    if text is None:
+        return None
+    i, slash, n = text.partition("/")
+    if not (slash and i.isdecimal() and n.isdecimal() and int(i) < int(n)):
+        raise ValueError(f"--part takes I/N with 0 <= I < N, such as 0/4, got {text!r}")
+    return int(i), int(n)

@@ -67,8 +67,7 @@ def bound_figures(
                               "error": whole.stderr})  # fmt: skip
                 nfe, more = whole.nfe, {"terms": terms or 64}
             else:
-                noise = torch.Generator().manual_seed(seed + start) if data.levels else None
-                y = model.scaler.encode(x, generator=noise)
+                y = dequantised(model, x, seed, start)
                 scale = 1 / (data.x[0].numel() * math.log(2)) if data.levels else 1.0
                 alone = denoising_log_prob(model, y, terms=terms or 64, **cond)
                 log_det = model.scaler.log_det(tuple(data.shape))
@@ -85,6 +84,18 @@ def bound_figures(
         "stderr_noise": float(error.double().square().mean().sqrt()) / math.sqrt(items),
         "unit": unit, "items": items, "nfe": nfe, "weights": model.weights, **more,
     }  # fmt: skip
+
+
+def dequantised(model: ScoreModel, x: torch.Tensor, seed: int, start: int) -> torch.Tensor:
+    """Items in model range, discrete ones with the noise of their indices."""
+    from ..likelihood.discrete import DEQUANTISATION
+    from ..noise import KeyedNoise
+
+    assert model.scaler is not None
+    if model.scaler.levels is None:
+        return model.scaler.encode(x)
+    noise = KeyedNoise(seed ^ DEQUANTISATION, start).uniform(tuple(x.shape), x.device)
+    return model.scaler.encode(x, noise=noise)
 
 
 def bound_line(found: dict[str, Any]) -> str:
@@ -120,8 +131,8 @@ def classification(request: Request, model: ScoreModel, data: Dataset) -> None:
     with bar(len(data), "classify") as progress:
         for start in range(0, len(data), request.batch):
             stop = min(start + request.batch, len(data))
-            noise = torch.Generator().manual_seed((request.seed or 0) + start)
-            x = model.scaler.encode(data.x[start:stop], generator=noise).to(request.device)
+            seed = request.seed or 0
+            x = dequantised(model, data.x[start:stop].to(request.device), seed, start)
             y = data.y[start:stop]
             found = classify(model, x, classes.to(request.device), start_index=start, **settings)
             right.append((found.prediction.cpu() == y).double())
@@ -166,7 +177,9 @@ def self_check(request: Request, model: ScoreModel) -> None:
     seed = settings.pop("seed")
     if request.terminal == "moments":
         settings["terminal"] = (torch.zeros(()), torch.ones(()))
-    repeats = int(request.items) if request.items and request.items.isdecimal() else 400
+    if request.items is not None and not request.items.isdecimal():
+        raise ValueError(f"--items of a self-check takes a number, got {request.items!r}")
+    repeats = int(request.items) if request.items is not None else 400
     with bar(100, "self-check") as progress:
         found = check(
             model.sde, tuple(model.shape), settings, levels=levels, repeats=repeats, seed=seed,

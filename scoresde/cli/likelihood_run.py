@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -17,23 +18,23 @@ import torch
 from ..checkpoint import load
 from ..config import describe
 from ..data import Dataset
-from ..data import load as load_data
 from ..likelihood.dataset import (
     COLUMNS,
     DatasetLikelihood,
     Evaluation,
     SpotCheck,
     described,
+    mean_error,
     spot_check,
     summed,
 )
 from ..likelihood.divergence import EXACT_DIMS
 from ..likelihood.integrate import METHODS
 from ..likelihood.target import plan
-from ..series import BLOCK, Table, part_of_launcher, run_series
+from ..series import BLOCK, Table, part_file, part_of_launcher, run_series
 from . import options, specs
 from .heldout import conditional, held_out_data
-from .likelihood import DEFAULT_ITEMS
+from .likelihood import DEFAULT_ITEMS, parse_part
 
 if TYPE_CHECKING:
     from ..model import ScoreModel
@@ -99,11 +100,13 @@ class Request:
     def settings(self, dims: int, levels: int | None, what: str) -> dict[str, Any]:
         """What the likelihood of such items is evaluated by, the defaults filled in."""
         found: dict[str, Any] = {"seed": self.seed or 0, **self.solve}
-        named = {"method", "rtol", "atol", "grid"} & set(found)
-        if not named and dims > EXACT_DIMS:
+        named = {"method", "rtol", "atol"} & set(found)
+        if not named and (dims > EXACT_DIMS or "steps" in found or "grid" in found):
             found = {**ALONG, **found}
         elif found.get("method", METHODS[0]) not in METHODS:
             found.setdefault("steps", ALONG["steps"])
+        if "steps" in found and {"rtol", "atol"} & set(found):
+            raise ValueError("--rtol and --atol belong to methods that choose their steps")
         if levels:
             section = self.dequantization
             found["dequantization"] = (
@@ -137,32 +140,37 @@ class Request:
         return data if count == len(data) else data.subset(range(count))
 
     def _evaluate(self, model: ScoreModel, data: Dataset) -> None:
+        part = parse_part(self.part) or (part_of_launcher() if self.out is not None else None)
         evaluation = Evaluation(model, data, self.fitted(model, data), labels=conditional(model))
-        evaluation, spot = self._checked(evaluation)
-        table = self._series(evaluation, self.out, data.name)
-        if self.part is not None:
+        other = None
+        if self.against is not None:
+            other = self._taken(held_out_data(self.run, self.against, self.split))
+            replace(evaluation, data=other)  # refuses, before any work, what does not fit
+        evaluation, spot = self._checked(evaluation, part)
+        table = self._series(evaluation, self.out, data.name, part)
+        if part is not None:
+            assert self.out is not None
+            where = part_file(self.out, part)
             options.speak(
-                f"part {self.part} of {data.name}: {len(table)} items in {table_file(self)}"
+                f"part {part[0]}/{part[1]} of {data.name}: {len(table)} items in {where}"
             )
             return
         found = summed(evaluation, table.columns, spot, table.seconds)
-        figures = {"model": self.run, "data": data.name, **found.summary()}
+        figures = {"model": self.run, "data": data.name, "target": self.target, **found.summary()}
         lines = [f"{data.name} under {self.run}: {found.line()}"]
         if found.error_line():
             lines.append(found.error_line())
         shown = {data.name: found}
-        if self.against is not None:
-            other = self._taken(load_data(self.against, self.split))
+        if other is not None:
             far = self._other(evaluation, other)
             figures["against"], line = outliers(found, far, other.name)
             shown[other.name] = far
-            lines += [f"{other.name}: {far.line()}", line]
+            lines += [f"{other.name}, as evaluated: {far.line()}", line]
         if self.pictures is not None:
             figures["pictures"] = draw(self.pictures, model, data, shown, figures.get("against"))
             lines.append("written " + ", ".join(figures["pictures"]))
         options.write_json(self.json_file, {**figures, "versions": options.versions(self.device)})
-        if not found.converged:
-            click.echo("Warning: the solver did not converge on every item", err=True)
+        self._warn(evaluation, found)
         settings = found.settings
         lines.append(
             f"{settings['divergence']} divergence, t from {settings['t_min']:g} to "
@@ -171,24 +179,46 @@ class Request:
         for line in lines:
             options.speak(line)
 
-    def _checked(self, evaluation: Evaluation) -> tuple[Evaluation, SpotCheck | None]:
+    def _warn(self, evaluation: Evaluation, found: DatasetLikelihood) -> None:
+        """Says which items did not arrive, and a target that was missed."""
+        lost = (~found.columns["converged"]).nonzero()[:, 0].tolist()
+        if lost:
+            click.echo(
+                f"Warning: {len(lost)} of {len(found.log_prob)} items did not arrive, the first "
+                f"is item {lost[0]}: the mean is nan",
+                err=True,
+            )
+        if self.target is not None:
+            left = found.errors["computation"] / unit_of(evaluation)
+            if not left <= 1.2 * self.target:
+                click.echo(
+                    f"Warning: the target of {self.target:g} was not reached: {left:.2g} is left",
+                    err=True,
+                )
+
+    def _checked(
+        self, evaluation: Evaluation, part: tuple[int, int] | None
+    ) -> tuple[Evaluation, SpotCheck | None]:
         """The evaluation, changed to meet a target, and its spot check."""
         count = len(evaluation.data)
         items = min(16, max(4, count // 16)) if self.spot is None else self.spot
-        if self.target is None and (items == 0 or count < 2 or self.part is not None):
+        if self.target is None and (items == 0 or count < 2 or part is not None):
             return evaluation, None
         with bar(None, "spot check") as progress:
             if self.target is None:
                 return evaluation, spot_check(evaluation, items, progress.update)
-            import math
+            target = self.target * unit_of(evaluation)
+            return plan(evaluation, target, max(items, 4), progress.update)
 
-            unit = evaluation.dims * math.log(2) if evaluation.data.levels else 1.0
-            return plan(evaluation, self.target * unit, max(items, 4), progress.update)
-
-    def _series(self, evaluation: Evaluation, out: Path | None, name: str) -> Table:
+    def _series(
+        self,
+        evaluation: Evaluation,
+        out: Path | None,
+        name: str,
+        part: tuple[int, int] | None = None,
+    ) -> Table:
         """Every item, into a file that is kept if one was asked for."""
         count = len(evaluation.data)
-        part = parse_part(self.part) or (part_of_launcher() if out is not None else None)
         with tempfile.TemporaryDirectory() as folder, bar(count, name) as progress:
             done = 0
 
@@ -254,12 +284,22 @@ class Maker:
 def fingerprint(evaluation: Evaluation, device: torch.device) -> dict[str, Any]:
     """What the values of a series depend on, as plain values."""
     from .. import __version__
+    from ..config import build
+    from ..likelihood import dequantize
 
     weights = hashlib.sha256()
-    for name, value in sorted(evaluation.model.state_dict().items()):
-        weights.update(name.encode())
-        weights.update(value.detach().cpu().contiguous().numpy().tobytes())
+    kind = build(
+        evaluation.settings.get("dequantization", "uniform"), dequantize, "dequantization"
+    )
+    for module in (evaluation.model, getattr(kind, "flow", None)):
+        for name, value in sorted(module.state_dict().items()) if module is not None else ():
+            weights.update(name.encode())
+            weights.update(value.detach().cpu().contiguous().numpy().tobytes())
+    for moment in evaluation.settings.get("terminal") or ():
+        weights.update(moment.cpu().contiguous().numpy().tobytes())
     data = hashlib.sha256(evaluation.data.x.contiguous().numpy().tobytes())
+    if evaluation.labels and evaluation.data.y is not None:
+        data.update(evaluation.data.y.contiguous().numpy().tobytes())
     return {
         "scoresde": __version__,
         "torch": torch.__version__,
@@ -315,33 +355,18 @@ def draw(
     return [*written, str(folder / "histogram.png")]
 
 
+def unit_of(evaluation: Evaluation) -> float:
+    """Nats of an item to one of the unit that is spoken of: bits/dim, or nats."""
+    return evaluation.dims * math.log(2) if evaluation.data.levels else 1.0
+
+
 def running(nats: torch.Tensor, evaluation: Evaluation) -> str:
     """The mean so far and its standard error."""
-    import math
-
-    mean, error = float(nats.mean()), float(nats.std()) / math.sqrt(len(nats))
+    mean, error = float(nats.mean()), mean_error(nats)
+    unit = unit_of(evaluation)
     if evaluation.data.levels:
-        unit = evaluation.dims * math.log(2)
         return f"{-mean / unit:.4f} ± {error / unit:.4f} bits/dim"
     return f"{mean:.4f} ± {error:.4f} nats"
-
-
-def parse_part(text: str | None) -> tuple[int, int] | None:
-    """``"0/4"`` as ``(0, 4)``."""
-    if text is None:
-        return None
-    i, slash, n = text.partition("/")
-    if not (slash and i.isdecimal() and n.isdecimal() and int(i) < int(n)):
-        raise ValueError(f"--part takes I/N with 0 <= I < N, such as 0/4, got {text!r}")
-    return int(i), int(n)
-
-
-def table_file(request: Request) -> Path:
-    """Where a part lies."""
-    from ..series import part_file
-
-    assert request.out is not None
-    return part_file(request.out, parse_part(request.part))
 
 
 @contextmanager

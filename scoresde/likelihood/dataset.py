@@ -30,6 +30,7 @@ from ..sde.base import as_time
 from ..series import BLOCK
 from .discrete import data_log_prob
 from .result import LogProb
+from .solve import Way
 
 if TYPE_CHECKING:
     from ..data import Dataset
@@ -44,9 +45,9 @@ COLUMNS: dict[str, type] = {
 evaluations, and whether the solve arrived."""
 REFINE = 4
 """Factor on the steps of the spot check (a hundredth of the tolerance of an adaptive method)."""
-REST = 15
+REST = 15.0
 """At least so much larger than what a refined solve still lacks is its difference, for a method
-of order two."""
+of order two; of order one it is three times as large."""
 SPOT = 1 << 48
 """Index of the first sample of a spot check, whose noise is not that of any item."""
 
@@ -110,6 +111,15 @@ class Evaluation:
                 f"data with levels={self.data.levels} do not fit a model of data "
                 f"with levels={scaler.levels}"
             )
+        if not self.labels:
+            return
+        if self.data.y is None:
+            raise ValueError(f"{self.data.name} has no labels, which the model is conditional on")
+        last, classes = int(self.data.y.max()), getattr(self.model.net, "num_classes", None)
+        if classes is not None and last >= classes:
+            raise ValueError(
+                f"labels of {self.data.name} go up to {last}, and the model has {classes} classes"
+            )
 
     def __call__(self, start: int, stop: int) -> dict[str, Tensor]:
         """The columns of the items ``start .. stop - 1``, ``(stop - start,)`` each."""
@@ -156,10 +166,11 @@ class SpotCheck:
     spread: float
     noise: float
     nfe: int
+    rest: float = REST
 
     def steps_stderr(self) -> float:
-        """Standard error of a mean from which the shift is taken out, nats."""
-        return math.hypot(self.spread / math.sqrt(self.items), self.shift / REST)
+        """Standard error of a mean from which the shift is taken out, nats; nan if not known."""
+        return math.hypot(self.spread / math.sqrt(self.items), self.shift / self.rest)
 
 
 def spot_check(
@@ -184,7 +195,12 @@ def spot_check(
             evaluation.of(here, noise + SPOT // 2),
             evaluation.of(here, noise, refine=REFINE),
         )
-        found.append(torch.stack([out.log_prob.double().cpu() for out in outs]))
+        for out in outs:
+            if not bool(out.converged.all()):
+                raise ValueError(
+                    f"the spot check did not end: {out.message}; --spot 0 leaves it out"
+                )
+        found.append(torch.stack([out.log_prob.cpu().double() for out in outs]))
         nfe += sum(int(out.nfe.sum()) for out in outs)
         if progress is not None:
             progress(len(here))
@@ -193,10 +209,20 @@ def spot_check(
     return SpotCheck(
         items=items,
         shift=float(steps.mean()),
-        spread=float(steps.std()),
+        # Not a digit of difference: the state resolves no finer tolerance.
+        spread=float(steps.std()) if bool(steps.any()) else math.nan,
         noise=float(((values - again) ** 2 / 2).mean().sqrt()),
         nfe=nfe,
+        rest=_rest(evaluation.settings),
     )
+
+
+def _rest(settings: dict[str, Any]) -> float:
+    """The difference of a refined solve in units of what it still lacks, by the method's order."""
+    method, steps = settings.get("method", "dopri5"), settings.get("steps")
+    chosen = Way(method, steps, settings.get("grid"), 1.0, 1.0, 10**9).chosen()
+    first = method == "euler" if chosen is None else chosen[0].order < 2
+    return REFINE - 1 if first else REST
 
 
 @dataclass(frozen=True)
@@ -242,7 +268,7 @@ class DatasetLikelihood:
     @property
     def nats_stderr(self) -> float:
         """Standard error of :attr:`nats` as that of all items there could be; nan for one."""
-        return float(self.log_prob.std()) / math.sqrt(len(self.log_prob))
+        return mean_error(self.log_prob)
 
     @property
     def errors(self) -> dict[str, float]:
@@ -307,11 +333,24 @@ class DatasetLikelihood:
         unit, word = (self._bit, "bits/dim") if self.levels else (1.0, "nats")
         sign = -1 if self.levels else 1
         parts = {name: value / unit for name, value in self.errors.items()}
+        if math.isnan(parts["steps"]):
+            return (
+                f"of these very items ± {parts['draws']:.4f} {word} by draws and probes; "
+                "what the steps leave is not known, as no finer tolerance is resolved"
+            )
+        rough = ""
+        if abs(self.spot.shift) / self.spot.rest > self.errors["computation"] / 2:
+            rough = "; more steps would help"
         return (
             f"of these very items ± {parts['computation']:.4f} {word}: draws and probes "
             f"{parts['draws']:.4f}, steps {parts['steps']:.4f} "
-            f"({sign * self.spot.shift / unit:+.4f} taken out, by {self.spot.items} items)"
+            f"({sign * self.spot.shift / unit:+.4f} taken out, by {self.spot.items} items{rough})"
         )
+
+
+def mean_error(values: Tensor) -> float:
+    """Standard error of the mean of values ``(N,)``; nan for one."""
+    return float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
 def dataset_log_prob(
@@ -374,7 +413,7 @@ def described(evaluation: Evaluation) -> dict[str, Any]:
     from ..config import build
     from . import dequantize
     from .flow import log_prob
-    from .solve import Way, divergence_of
+    from .solve import divergence_of
 
     plain = {
         name: parameter.default
@@ -389,6 +428,12 @@ def described(evaluation: Evaluation) -> dict[str, Any]:
         chosen.pop(name)
     kind = build(chosen.pop("dequantization"), dequantize, "dequantization")
     terminal = chosen.pop("terminal")
+    start = chosen["t_min"]
+    if evaluation.data.levels and isinstance(kind, dequantize.TruncatedNormal):
+        assert evaluation.model.scaler is not None
+        start = kind.time(evaluation.model.scaler, sde)
+    if evaluation.data.levels and isinstance(kind, dequantize.Decoder):
+        start = kind.t
     return {
         **way.described(),
         **chosen,
@@ -396,7 +441,7 @@ def described(evaluation: Evaluation) -> dict[str, Any]:
         "terminal": "prior" if terminal is None else "moments",
         "dequantizer": describe(kind) if evaluation.data.levels else None,
         "divergence": divergence_of(chosen["divergence"], evaluation.data.x),
-        "t_min": chosen["t_min"] or sde.t_min_likelihood,
-        "t_max": chosen["t_max"] or sde.t_max,
+        "t_min": sde.t_min_likelihood if start is None else start,
+        "t_max": sde.t_max if chosen["t_max"] is None else chosen["t_max"],
         "weights": evaluation.model.weights,
     }

@@ -81,6 +81,8 @@ def data_log_prob(
     if draws < 1:
         raise ValueError(f"draws must be at least 1, got {draws}")
     if scaler.levels is None:
+        if draws > 1 or importance or dequantization != "uniform":
+            raise ValueError("the data are continuous: there is nothing to dequantise")
         if data.dtype != torch.float64:
             data = data.float()
         out = log_prob(
@@ -125,7 +127,7 @@ def data_log_prob(
                 out,
                 message=out.message
                 or f"the standard error of {target_stderr:g} nats was not reached for {missed} of "
-                f"{len(data)} items: give more steps, or allow more than {MOST_DRAWS} draws",
+                f"{len(data)} items: give more steps, or be content with {MOST_DRAWS} draws",
             )
     return replace(out, seconds=time.perf_counter() - started, start_index=start_index)
 
@@ -137,9 +139,12 @@ def _values(found: list[tuple[LogProb, Tensor]]) -> Tensor:
 
 def _draws_for(found: list[tuple[LogProb, Tensor]], target: float) -> int:
     """Draws that bring every item's error to the target, by the pilot's variances."""
-    solver = found[0][0].stderr_solver.double().nan_to_num(0.0)
+    values = _values(found)
+    solver = found[0][0].stderr_solver.to(values).nan_to_num(0.0)
     left = (target**2 - solver**2).clamp_min(0.05 * target**2)
-    needed = (_values(found).var(0) / left).nan_to_num(0.0).max().ceil()
+    # Draws are lost on an item whose steps alone leave more than the target.
+    wanted = torch.where(solver < target, values.var(0) / left, torch.zeros_like(left))
+    needed = wanted.nan_to_num(0.0).max().ceil()
     return int(min(max(int(needed), len(found)), MOST_DRAWS))
 
 

@@ -17,7 +17,9 @@ Reversible Generative Models (Grathwohl et al., 2019), https://arxiv.org/abs/181
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,7 +27,7 @@ from torch import Tensor
 
 from .. import grids
 from ..model import evaluating, per_sample
-from ..precision import name_of, supported
+from ..precision import name_of, supported, tolerance
 from ..sde.base import GaussianSDE
 from ..solvers.base import Solver
 from ..solvers.runge_kutta import first_of
@@ -95,7 +97,7 @@ def log_prob(
         t_max: end; default ``sde.t_max``. An earlier end needs a ``terminal`` to fit it.
         seed: key of the probes.
         start_index: index of the first sample: a sample's probes do not depend on its batch.
-        max_nfe: evaluations that a sample may take in all.
+        max_nfe: evaluations that a sample may take in one solve; with a target, in all.
         terminal: None for the prior ``N(0, prior_std^2)``, or ``(mean, spread)`` of the data in
             model range, ``mean`` broadcastable to ``shape`` and ``spread`` standard deviations
             likewise, or the covariance ``(D, D)``: then the Gaussian of those moments at
@@ -125,11 +127,20 @@ def log_prob(
     sde, x = score.sde, _checked(x, keep_graph=bool(differentiable))
     if refine < 1:
         raise ValueError(f"refine must be at least 1, got {refine}")
-    way = Way(method, steps, grid, rtol, atol, max_nfe).refined(refine, x.dtype)
+    way = Way(method, steps, grid, rtol, atol, max_nfe)
+    if steps is None:
+        way = replace(way, rtol=tolerance(rtol, x.dtype), atol=tolerance(atol, x.dtype))
+    way = way.refined(refine, x.dtype)
     way.chosen()  # refuses what does not fit before anything is spent
     t_min = sde.t_min_likelihood if t_min is None else float(t_min)
     t_max = sde.t_max if t_max is None else float(t_max)
     _check_times(sde, t_min, t_max)
+    if terminal is None and t_max < sde.t_max:
+        warnings.warn(
+            f"the prior belongs to t_max={sde.t_max:g}, not to {t_max:g}: log_prob is the density "
+            "only with terminal=(mean, spread)",
+            stacklevel=2,
+        )
     divergence = divergence_of(divergence, x)
     budget.check(target_stderr, probes, way)
     started = time.perf_counter()

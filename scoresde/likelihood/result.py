@@ -21,12 +21,13 @@ class LogProb:
 
     Attributes:
         log_prob: ``prior + delta``, shape ``(B,)``, of the data in model range; of
-            :func:`scoresde.data_log_prob`, ``prior + delta + dequantization``, of the data
-            themselves; nan where the solve did not end.
+            :func:`scoresde.data_log_prob`, of the data themselves: ``prior + delta +
+            dequantization`` of discrete data (more with importance weights), ``prior + delta +
+            log_det`` of continuous; nan where the solve did not end.
         prior: log-density of the latent under the terminal distribution, ``(B,)``.
         delta: integral of the divergence, ``(B,)``.
         log_det: the scaler's ``log |d model / d data|`` of an item, 0 where there is no scaler:
-            ``log_prob + log_det`` is the log-density in units of the data.
+            what :func:`scoresde.log_prob` lacks to the log-density in units of the data.
         stderr: standard error of ``log_prob``, of all parts that were estimated, ``(B,)``.
         stderr_probes: over the probes; 0 if the divergence is exact, nan with one probe, which
             tells nothing of its own error, ``(B,)``.
@@ -121,17 +122,20 @@ class LogProb:
         """
         from scipy import stats
 
-        random = self.stderr_probes.double() ** 2 + self.stderr_dequantization.double() ** 2
-        total = self.stderr.double() ** 2
-        freedom = self.freedom.double() * (total / random).nan_to_num(1.0, 1e12) ** 2
+        # On the CPU: there is always float64.
+        probes, dequantization = self.stderr_probes.cpu(), self.stderr_dequantization.cpu()
+        random = probes.double() ** 2 + dequantization.double() ** 2
+        total = self.stderr.cpu().double() ** 2
+        freedom = self.freedom.cpu().double() * (total / random).nan_to_num(1.0, 1e12) ** 2
         freedom = torch.where(random > 0, freedom, torch.full_like(freedom, math.inf))
-        factor = stats.t.ppf((1 + level) / 2, freedom.cpu().clamp_max(1e12).numpy())
-        student = torch.as_tensor(factor).to(total)
+        student = torch.as_tensor(stats.t.ppf((1 + level) / 2, freedom.clamp_max(1e12).numpy()))
         # The third cumulant is the random part's alone.
-        shift = _skewness_shift(self.estimates) * (random / total).nan_to_num(0.0) ** 1.5
+        shift = _skewness_shift(self.estimates.cpu()) * (random / total).nan_to_num(0.0) ** 1.5
         if self.importance:  # whose estimates are averaged as exponentials
             shift = torch.zeros_like(shift)
         below, above = (torch.maximum(student, _unskewed(student, s)) for s in (shift, -shift))
+        unknown = (random == 0) & self.stderr_solver.cpu().isnan()
+        below, above = (end.masked_fill(unknown, math.nan) for end in (below, above))
         return (
             self.log_prob - self.stderr * below.to(self.stderr),
             self.log_prob + self.stderr * above.to(self.stderr),

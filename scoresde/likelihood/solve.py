@@ -72,10 +72,15 @@ class Way:
         of the unrefined way do: what the two differ by is its steps.
         """
         if self.steps is not None:
-            return replace(self, steps=self.steps * times, hold=self.hold * times)
+            return replace(
+                self,
+                steps=self.steps * times,
+                hold=self.hold * times,
+                max_nfe=self.max_nfe * times,
+            )
         less, least = 10.0 ** -math.log2(times), FLOOR[dtype]
         rtol, atol = (max(t * less, min(t, least)) for t in (self.rtol, self.atol))
-        return replace(self, rtol=rtol, atol=atol)
+        return replace(self, rtol=rtol, atol=atol, max_nfe=self.max_nfe * times)
 
     def described(self) -> dict[str, Any]:
         """The fields of a result that tell of it."""

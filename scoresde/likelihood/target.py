@@ -15,7 +15,8 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-from .dataset import REST, Evaluation, SpotCheck, spot_check
+from .budget import MOST_PROBES as MOST
+from .dataset import Evaluation, SpotCheck, spot_check
 
 DOUBLINGS = 5
 """Times that the steps are doubled at most."""
@@ -41,14 +42,16 @@ def plan(
     if not 0 < target < math.inf:
         raise ValueError(f"the target is above 0, got {target}")
     half = target**2 / 2
-    for _ in range(DOUBLINGS):
+    for doubling in range(DOUBLINGS + 1):
+        if doubling:
+            evaluation = _finer(evaluation)
         found = spot_check(evaluation, items, progress)
-        rest = (found.shift / REST) ** 2
+        rest = (found.shift / found.rest) ** 2
         if rest <= half / 2:
             break
-        evaluation = _finer(evaluation)
     needed = math.ceil(found.spread**2 / max(half - rest, half / 4))
-    draws = max(1, math.ceil(found.noise**2 / (len(evaluation.data) * half)))
+    wanted = math.ceil(found.noise**2 / (len(evaluation.data) * half))
+    draws = max(1, min(wanted, MOST // evaluation.settings.get(_counted(evaluation), 1)))
     if draws > 1:
         evaluation = _more_draws(evaluation, draws)
         found = replace(found, noise=found.noise / math.sqrt(draws))
@@ -69,6 +72,11 @@ def _finer(evaluation: Evaluation) -> Evaluation:
 
 def _more_draws(evaluation: Evaluation, factor: int) -> Evaluation:
     """So many times the draws of discrete data, or the probes of continuous."""
-    name = "probes" if evaluation.data.levels is None else "draws"
+    name = _counted(evaluation)
     more = evaluation.settings.get(name, 1) * factor
     return replace(evaluation, settings={**evaluation.settings, name: more})
+
+
+def _counted(evaluation: Evaluation) -> str:
+    """What more noise is averaged by."""
+    return "probes" if evaluation.data.levels is None else "draws"

@@ -121,7 +121,7 @@ class Plan:
     def tensors(self, rows: np.ndarray) -> dict[str, Tensor]:
         """The columns of rows."""
         return {
-            name: torch.as_tensor(np.ascontiguousarray(rows[name]), dtype=TENSOR[kind])
+            name: torch.as_tensor(rows[name].copy(), dtype=TENSOR[kind])
             for name, kind in self.columns.items()
         }
 

@@ -57,6 +57,29 @@ def test_parts_make_the_whole(run, tmp_path):
     assert (tmp_path / "p.csv").read_bytes() == (tmp_path / "w.csv").read_bytes()
 
 
+def test_one_item_and_the_ranks_of_a_launcher(run, tmp_path, monkeypatch):
+    assert "(1 items" in run("likelihood", *FAST, "--items", 1).out
+    run("likelihood", *FAST, "--items", 20, "--out", "whole.csv")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in range(2):
+        monkeypatch.setenv("RANK", str(rank))
+        said = run("likelihood", *FAST, "--items", 20, "--out", "r.csv").out
+        assert said.startswith(f"part {rank}/2 of digits")
+    monkeypatch.delenv("RANK")
+    sd.series.merge(sorted(tmp_path.glob("r.part-*.csv")), tmp_path / "r.csv")
+    assert (tmp_path / "r.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+def test_another_flow_in_the_same_folder_is_another_series(run):
+    fit = ("dequantize", "zoo:digits", "--steps", 1, "--width", 8, "--out", "flow")
+    use = ("likelihood", *FAST, "--items", 2, "--dequantization", "variational:folder=flow",
+           "--out", "b.csv")  # fmt: skip
+    run(*fit, "--seed", 0)
+    run(*use)
+    run(*fit, "--seed", 1)
+    assert "b.csv is of another series" in run(*use, code=1).err
+
+
 def test_pictures_and_other_data(run, tmp_path):
     other = np.random.default_rng(0).integers(0, 256, (30, 28, 28), dtype=np.uint8)
     np.savez(tmp_path / "noise.npz", x_train=other, x_test=other)
@@ -162,7 +185,15 @@ def test_classes_by_bayes(run, tmp_path):
         (["--vlb", "--bound", "elbo"], "two bounds: name one"),
         (["--bound", "elbo", "--classify"], "--bound and --classify are two things"),
         (["--bound", "elbo", "--out", "b.csv"], "--out is for the ODE's likelihood"),
-        (["--target", "0", "--items", "4", "--steps", "2"], "the target is above 0"),
+        (["--target", "0"], "--target takes an error above 0, got 0"),
+        (["--target", "0.1", "--spot", "0"], "--target needs a spot check"),
+        (["--part", "0/2", "--out", "b.csv", "--json", "f.json"], "--json is of a whole set"),
+        (["--overwrite"], "--overwrite belongs to --out"),
+        (["--steps", "4", "--rtol", "1e-3"], "--rtol and --atol belong to methods that"),
+        (["--method", "unipc", "--rtol", "1e-3"], "--rtol and --atol belong to methods that"),
+        (["--dequantization", "variational"], "'variational' needs folder"),
+        (["--against", "moons", "--items", "2"], "do not fit a model"),
+        (["--self-check", "--items", "all"], "takes a number, got 'all'"),
         (["--dequantization", "unform", "--spot", "0"], "did you mean 'uniform'"),
         (["--dequantization", "variational:folder=nowhere", "--spot", "0"], "nowhere"),
         (["--out", "b.csv", "--json", "b.csv"], "cannot hold two things"),

@@ -47,10 +47,13 @@ ADAPTIVE = {"rtol": 1e-2, "atol": 1e-2}
 def test_an_item_has_the_same_bits_in_any_batch(model, data, settings):
     """Adaptive methods too, whose batches shrink as items arrive."""
     whole = dataset_log_prob(model, data, batch=64, **settings).columns
-    for batch in (1, 7, 16):
-        parts = dataset_log_prob(model, data, items=17, batch=batch, **settings).columns
+    for batch, items in ((1, 3), (7, 17)):
+        parts = dataset_log_prob(model, data, items=items, batch=batch, **settings).columns
         for name, values in parts.items():
-            assert torch.equal(values.nan_to_num(), whole[name][:17].nan_to_num()), (name, batch)
+            assert torch.equal(values.nan_to_num(), whole[name][:items].nan_to_num()), (
+                name,
+                batch,
+            )
 
 
 def test_rows_are_filled_up_and_taken_off(model):
@@ -92,7 +95,7 @@ class Known:
     """An evaluation whose errors are known: noise 2, steps that lack 3 ± 0.5, and less refined."""
 
     data: Dataset
-    settings: dict = field(default_factory=lambda: {"steps": 8})
+    settings: dict = field(default_factory=lambda: {"method": "unipc", "steps": 8})
 
     def of(self, index, noise, score=None, refine=1, **_):
         steps = (self.settings.get("steps") or 1e-2 / self.settings["rtol"] * 8) * refine
@@ -101,7 +104,8 @@ class Known:
         generator = torch.Generator().manual_seed(noise // 2**20)  # of which torch takes 32 bits
         jitter = 2 * torch.randn(len(index), generator=generator) / math.sqrt(draws)
         nfe = torch.full((len(index),), int(steps))
-        return SimpleNamespace(log_prob=-100.0 - lacks + jitter, nfe=nfe)
+        arrived = torch.ones(len(index), dtype=torch.bool)
+        return SimpleNamespace(log_prob=-100.0 - lacks + jitter, nfe=nfe, converged=arrived)
 
 
 def test_the_spot_check_finds_what_steps_and_noise_leave():
@@ -134,7 +138,7 @@ def test_the_mean_takes_the_shift_out_and_knows_its_error(model, data):
         errors["computation"] / scale
     )
     assert "taken out, by 6 items" in found.error_line()
-    tight = dataset_log_prob(model, data, items=20, method="unipc", steps=64, draws=4)
+    tight = dataset_log_prob(model, data, items=20, method="unipc", steps=32, draws=3)
     off = abs(found.nats - tight.nats)
     assert off < 4 * errors["computation"]
     assert abs(plain.nats - tight.nats) > 0
@@ -143,7 +147,7 @@ def test_the_mean_takes_the_shift_out_and_knows_its_error(model, data):
 def test_a_plan_spends_where_it_pays():
     data = Dataset(torch.zeros(100, 1), levels=None)
     loose, found = plan(Known(data), 1.0, 8)
-    assert loose.settings == {"steps": 8}
+    assert loose.settings == {"method": "unipc", "steps": 8}
     assert found.items == 8
     many = plan(Known(Dataset(torch.zeros(100, 1, dtype=torch.uint8), levels=2)), 0.1, 8)
     assert many[0].settings["draws"] == pytest.approx(2 * 4 / (100 * 0.01), abs=3)
@@ -153,6 +157,57 @@ def test_a_plan_spends_where_it_pays():
     assert errors < 0.13
     with pytest.raises(ValueError, match="the target is above 0"):
         plan(Known(data), 0.0, 8)
+
+
+def test_a_plan_never_takes_out_the_shift_of_other_steps():
+    """Where even the finest steps lack too much, the check is still that of those steps."""
+    data = Dataset(torch.zeros(100, 1, dtype=torch.uint8), levels=2)
+    evaluation, found = plan(Known(data), 1e-9, 8)
+    steps = evaluation.settings["steps"]
+    assert steps == 8 * 2**5
+    assert evaluation.settings["draws"] <= 1024
+    lacks = 3 * (8 / steps) ** 2 * 15 / 16
+    noise = 4 * 2 / math.sqrt(found.items * evaluation.settings["draws"])
+    assert abs(found.shift - lacks) < noise
+
+
+def test_methods_of_order_one_are_trusted_less(model, data):
+    for method, rest in (("euler", 3), ("ddim", 3), ("rk4", 15), ("unipc", 15)):
+        evaluation = Evaluation(model, data, {"method": method, "steps": 4})
+        assert spot_check(evaluation, 2).rest == rest
+
+
+def test_a_spot_check_says_what_it_cannot_know(model, data):
+    found = dataset_log_prob(model, data, items=4, spot=2, rtol=1e-6, atol=1e-6)
+    assert math.isnan(found.errors["steps"])
+    assert "what the steps leave is not known" in found.error_line()
+    with pytest.raises(ValueError, match="the spot check did not end: the evaluations allowed"):
+        dataset_log_prob(model, data, items=4, spot=2, max_nfe=8, rtol=1e-2, atol=1e-2)
+    tight = dataset_log_prob(model, data, items=4, spot=2, method="unipc", steps=8, max_nfe=9)
+    assert tight.spot.items == 2  # the refined solve has a budget of its own
+
+
+def test_labels_are_needed_and_within_the_classes(data):
+    torch.manual_seed(0)
+    net = sd.nets.UNet((1, 8, 8), width=16, multipliers=(1,), blocks=1, num_classes=3)
+    scaler = Scaler((LEVELS / 2,), (2 / LEVELS,), LEVELS)
+    model = sd.ScoreModel(net, sd.VP(), sd.V(), shape=(1, 8, 8), scaler=scaler)
+    with pytest.raises(ValueError, match="has no labels, which the model is conditional on"):
+        Evaluation(model, data, {}, labels=True)
+    far = Dataset(data.x[:3], y=torch.tensor([0, 1, 3]), levels=LEVELS)
+    with pytest.raises(ValueError, match="go up to 3, and the model has 3 classes"):
+        Evaluation(model, far, {}, labels=True)
+    labelled = Dataset(data.x[:3], y=torch.tensor([0, 1, 2]), levels=LEVELS)
+    Evaluation(model, labelled, {}, labels=True)
+    Evaluation(model, far, {})
+
+
+def test_times_are_those_of_the_dequantisation(model, data):
+    cut = Dataset(data.x[:2], levels=LEVELS)
+    for name in ("truncated-normal", {"name": "decoder", "t": 1e-3}):
+        found = dataset_log_prob(model, cut, dequantization=name, **ALONG)
+        used = sd.data_log_prob(model, cut.x, dequantization=name, **ALONG).t_min
+        assert found.settings["t_min"] == used > 1e-5
 
 
 def test_adaptive_methods_and_probes_are_planned_alike():

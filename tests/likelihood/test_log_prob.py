@@ -211,6 +211,7 @@ def test_every_method_agrees_and_stays_inside_the_times(method):
         atol=rtol,
         t_min=1e-3,
         t_max=0.9,
+        terminal=moments(mixture),
     )
     at_latent = mixture.log_prob(out.latent, sde, 0.9) + out.delta
     error = (at_latent - mixture.log_prob(x, sde, 1e-3)).abs().max() / 5
