@@ -18,18 +18,11 @@ import torch
 from ..checkpoint import load
 from ..config import describe
 from ..data import Dataset
-from ..likelihood.dataset import (
-    COLUMNS,
-    DatasetLikelihood,
-    Evaluation,
-    SpotCheck,
-    described,
-    mean_error,
-    spot_check,
-    summed,
-)
+from ..likelihood.dataset import DatasetLikelihood, mean_error, summed
 from ..likelihood.divergence import EXACT_DIMS
+from ..likelihood.evaluation import COLUMNS, Evaluation, described
 from ..likelihood.integrate import METHODS
+from ..likelihood.spot import SpotCheck, spot_check
 from ..likelihood.target import plan
 from ..series import BLOCK, Table, part_file, part_of_launcher, run_series
 from . import options, specs

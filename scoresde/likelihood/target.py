@@ -16,7 +16,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from .budget import MOST_PROBES as MOST
-from .dataset import Evaluation, SpotCheck, spot_check
+from .evaluation import Evaluation
+from .spot import SpotCheck, spot_check
 
 DOUBLINGS = 5
 """Times that the steps are doubled at most."""

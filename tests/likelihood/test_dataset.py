@@ -9,14 +9,9 @@ import torch
 
 import scoresde as sd
 from scoresde.data import Dataset, Scaler
-from scoresde.likelihood.dataset import (
-    COLUMNS,
-    Evaluation,
-    Rows,
-    SpotCheck,
-    dataset_log_prob,
-    spot_check,
-)
+from scoresde.likelihood.dataset import dataset_log_prob
+from scoresde.likelihood.evaluation import COLUMNS, Evaluation, Rows
+from scoresde.likelihood.spot import SpotCheck, spot_check
 from scoresde.likelihood.target import plan
 
 LEVELS = 16
