@@ -152,7 +152,7 @@ def save_checkpoint(
         write_tensors(draft / f"{name}.safetensors", tensors)
     write_yaml(draft / "state.yaml", state)
     os.replace(draft, target)
-    _sync(checkpoints)
+    sync(checkpoints)
     for old in step_folders(run)[:-keep]:
         shutil.rmtree(old)
     return target
@@ -233,7 +233,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _sync(folder: Path) -> None:
+def sync(folder: Path) -> None:
     """Brings the names in a folder to the disk, where the system can."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)

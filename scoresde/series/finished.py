@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ..checkpoint import sync
 from .plan import ANEW, FORMAT, Plan, SeriesError, Table
 
 _READ: dict[str, Callable[[str], Any]] = {"float": float, "int": int, "bool": "True".__eq__}
@@ -127,13 +128,3 @@ def writing(file: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise SeriesError(f"cannot write {file}: {error.strerror or error}") from error
-
-
-def sync(folder: Path) -> None:
-    """Brings the names in a folder to the disk, where the system can."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
