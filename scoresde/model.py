@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .parameterization import Parameterization
+from .precision import widest
 from .sde.base import GaussianSDE, as_time, match
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ class ScoreModel(nn.Module, Score):
 
     Args:
         net: ``F(x, c_noise, **cond)`` with ``x`` of shape ``(B, *shape)`` and ``c_noise`` of
-            shape ``(B,)``, giving the shape of ``x``.
+            shape ``(B,)``, giving the shape of ``x``, or twice its channels: the second half is
+            then about the variance, see :meth:`noise_and_variance`.
         sde: the forward process.
         parameterization: what ``F`` predicts.
         shape: shape of one item, where known.
@@ -80,11 +82,27 @@ class ScoreModel(nn.Module, Score):
 
     def noise(self, x: Tensor, t: float | Tensor, **cond: Any) -> Tensor:
         """``eps_hat``, in the dtype of ``x``; the network computes in its own dtype."""
+        return self.noise_and_variance(x, t, **cond)[0]
+
+    def noise_and_variance(
+        self, x: Tensor, t: float | Tensor, **cond: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """``eps_hat``, and what a network of twice the channels says about the variance.
+
+        The second half ``v`` of its output, in the shape of ``x``, places the log-variance of a
+        reverse step between that of the small (``v = -1``) and the large variance (``v = 1``) of
+        :class:`~scoresde.solvers.Ancestral`. Source: Improved Denoising Diffusion Probabilistic
+        Models (Nichol & Dhariwal, 2021), https://arxiv.org/abs/2102.09672.
+
+        Returns:
+            ``(eps_hat, v)``; ``v`` is None without such a half.
+        """
         if self.shape is not None and tuple(x.shape[1:]) != tuple(self.shape):
             raise ValueError(
                 f"x of shape {tuple(x.shape)} does not fit a model of (B, *{tuple(self.shape)})"
             )
         t = as_time(t, x)
+        t = t.to(widest(t.device))  # labels of 1000 steps need more digits than float32 has
         c = self.parameterization(self.sde.alpha(t), self.sde.sigma(t))
         parameter = next(self.net.parameters(), x)
         # The noise level stays in float32 or better: half precision cannot tell neighbours apart.
@@ -92,7 +110,10 @@ class ScoreModel(nn.Module, Score):
         c_noise = c.c_noise.reshape(-1).to(parameter.device, precise, non_blocking=True)
         inner = (match(c.c_in, x) * x).to(parameter.dtype)
         out = self.net(inner, c_noise.expand(len(x)), **cond).to(x.dtype)
-        return match(c.c_skip, x) * x + match(c.c_out, x) * out
+        v = None
+        if out.shape[1] == 2 * x.shape[1]:
+            out, v = out.chunk(2, 1)
+        return match(c.c_skip, x) * x + match(c.c_out, x) * out, v
 
     def forward(self, x: Tensor, t: float | Tensor, **cond: Any) -> Tensor:
         """The score ``grad_x log p_t(x)``, of the shape and dtype of ``x``.

@@ -6,6 +6,25 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+
+from ..config import unknown
+
+
+class Waves(nn.Module):
+    """``[cos(w_k c), sin(w_k c)]``, ``w_k`` geometric from 1/2 to 8; for ``c`` in [-2, 2]."""
+
+    frequencies: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        powers = torch.linspace(math.log(0.5), math.log(8.0), width // 2)
+        self.register_buffer("frequencies", powers.exp(), persistent=False)
+
+    def forward(self, c_noise: Tensor) -> Tensor:
+        """``(B,)`` to ``(B, width)``, in the precision of ``c_noise``."""
+        angle = c_noise[:, None] * self.frequencies.to(c_noise.dtype)
+        return torch.cat([angle.cos(), angle.sin()], 1)
 
 
 class NoiseEmbedding(nn.Module):
@@ -18,19 +37,85 @@ class NoiseEmbedding(nn.Module):
     is smooth in it, and make the network rough along a trajectory: adaptive solvers pay for that.
     """
 
-    frequencies: Tensor
-
     def __init__(self, dim: int, waves: int = 32) -> None:
         super().__init__()
-        powers = torch.linspace(math.log(0.5), math.log(8.0), waves)
-        self.register_buffer("frequencies", powers.exp(), persistent=False)
+        self.waves = Waves(2 * waves)
         self.mlp = nn.Sequential(nn.Linear(2 * waves, dim), nn.SiLU(), nn.Linear(dim, dim))
 
     def forward(self, c_noise: Tensor) -> Tensor:
         """``(B,)`` to ``(B, dim)``; the waves are computed in the precision of ``c_noise``."""
+        return self.mlp(self.waves(c_noise).to(next(self.mlp.parameters()).dtype))
+
+
+class Positional(nn.Module):
+    """Sines and cosines of a label of about 0 to 1000, a step of a discrete chain.
+
+        w_k = 10000^(-k / (width/2 - shift)),   [sin(w_k c), cos(w_k c)] or the cosines first
+
+    Args:
+        width: number of features; an odd one ends in a zero.
+        shift: 1 in the networks of Ho et al. and Song et al., 0 in ADM.
+        cos_first: whether the cosines come first, as in ADM.
+
+    Source: Attention Is All You Need (Vaswani et al., 2017), https://arxiv.org/abs/1706.03762.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, width: int, shift: float = 1.0, cos_first: bool = False) -> None:
+        super().__init__()
+        half = width // 2
+        powers = torch.arange(half, dtype=torch.float32) * (-math.log(10000.0) / (half - shift))
+        self.register_buffer("frequencies", powers.exp(), persistent=False)
+        self.odd, self.cos_first = width % 2, cos_first
+
+    def forward(self, c_noise: Tensor) -> Tensor:
+        """``(B,)`` to ``(B, width)``, in the precision of ``c_noise``."""
         angle = c_noise[:, None] * self.frequencies.to(c_noise.dtype)
-        waves = torch.cat([angle.cos(), angle.sin()], 1)
-        return self.mlp(waves.to(next(self.mlp.parameters()).dtype))
+        waves = [angle.cos(), angle.sin()] if self.cos_first else [angle.sin(), angle.cos()]
+        return functional.pad(torch.cat(waves, 1), (0, self.odd))
+
+
+class Fourier(nn.Module):
+    """Random Fourier features ``[sin(2 pi w_k c), cos(2 pi w_k c)]``, ``w_k ~ N(0, scale^2)``.
+
+    Args:
+        width: number of features, even.
+        scale: standard deviation of the frequencies.
+        log: whether ``c`` is the logarithm of the label, which then is a noise level.
+
+    Source: Fourier Features Let Networks Learn High Frequency Functions in Low Dimensional
+    Domains (Tancik et al., 2020), https://arxiv.org/abs/2006.10739.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, width: int, scale: float = 16.0, log: bool = False) -> None:
+        super().__init__()
+        self.log = log
+        self.register_buffer("frequencies", torch.randn(width // 2) * scale)
+
+    def forward(self, c_noise: Tensor) -> Tensor:
+        """``(B,)`` to ``(B, width)``, in the precision of ``c_noise``."""
+        w = self.frequencies.to(c_noise.dtype)
+        if self.log:
+            # Angles are large: the order of the products, that of the published code of each
+            # kind, shows in the fifth digit.
+            angle = c_noise.log()[:, None] * w * 2 * math.pi
+        else:
+            angle = c_noise[:, None] * (2 * math.pi * w)
+        return torch.cat([angle.sin(), angle.cos()], 1)
+
+
+def noise_features(kind: str, width: int, scale: float = 16.0) -> nn.Module:
+    """``"waves"`` of log-SNR, ``"positional"`` of a step, ``"fourier"``, ``"log-fourier"``."""
+    if kind == "waves":
+        return Waves(width)
+    if kind == "positional":
+        return Positional(width)
+    if kind in ("fourier", "log-fourier"):
+        return Fourier(width, scale, log=kind == "log-fourier")
+    raise unknown("embedding", kind, ("waves", "positional", "fourier", "log-fourier"))
 
 
 class ClassEmbedding(nn.Embedding):

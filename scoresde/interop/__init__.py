@@ -1,0 +1,1 @@
+"""Foreign checkpoints: one format a file, key maps and readers only."""
