@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .parameterization import Parameterization
+from .parameterization import Coefficients, Parameterization
 from .precision import widest
 from .sde.base import GaussianSDE, as_time, match
 
@@ -97,6 +97,26 @@ class ScoreModel(nn.Module, Score):
         Returns:
             ``(eps_hat, v)``; ``v`` is None without such a half.
         """
+        c, out, v = self._output(x, t, cond)
+        return match(c.c_skip, x) * x + match(c.c_out, x) * out, v
+
+    def denoise(self, x: Tensor, t: float | Tensor, **cond: Any) -> Tensor:
+        """``E[x_0 | x_t] = (x - sigma eps_hat)/alpha``, without the cancellation in it.
+
+        ``(1 - sigma c_skip)/alpha x - sigma c_out/alpha F``: where the noise is large, both terms
+        of the difference are, but not these coefficients.
+        """
+        c, out, _ = self._output(x, t, cond)
+        t = as_time(t, x)
+        t = t.to(widest(t.device))
+        alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
+        skip, factor = (1 - sigma * c.c_skip) / alpha, -sigma * c.c_out / alpha
+        return match(skip, x) * x + match(factor, x) * out
+
+    def _output(
+        self, x: Tensor, t: float | Tensor, cond: dict[str, Any]
+    ) -> tuple[Coefficients, Tensor, Tensor | None]:
+        """The coefficients, ``F`` in the dtype of ``x``, and the half about the variance."""
         if self.shape is not None and tuple(x.shape[1:]) != tuple(self.shape):
             raise ValueError(
                 f"x of shape {tuple(x.shape)} does not fit a model of (B, *{tuple(self.shape)})"
@@ -113,7 +133,7 @@ class ScoreModel(nn.Module, Score):
         v = None
         if out.shape[1] == 2 * x.shape[1]:
             out, v = out.chunk(2, 1)
-        return match(c.c_skip, x) * x + match(c.c_out, x) * out, v
+        return c, out, v
 
     def forward(self, x: Tensor, t: float | Tensor, **cond: Any) -> Tensor:
         """The score ``grad_x log p_t(x)``, of the shape and dtype of ``x``.

@@ -1,8 +1,9 @@
 """The bytes of a foreign file: a hard end, tensors filled in place, errors that name the file.
 
 Nothing here trusts a length that the file declares: a window refuses to read past its end before
-it allocates, and all that is copied into memory is paid from an allowance as large as the file,
-so that no file takes more than a small multiple of its own size.
+it allocates, and all that is copied into memory is paid from an allowance of twice the file's
+size (bytes may be copied once to decode and once to arrange them), so that no file takes more
+than a small multiple of its own size.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from ..checkpoint import CheckpointError
 
 ALIGNMENT = 16  # bytes; the widest element, complex128
 LINE = 1000  # bytes; longer than any dotted name
+_PICKLES = (b"\x80", b"c", b"(", b"]", b"}")  # without a protocol too, to name what they call
 
 
 class Source:
@@ -28,7 +30,7 @@ class Source:
     def __init__(self, file: BinaryIO, size: int) -> None:
         self.file = file
         self.size = size
-        self.allowance = size
+        self.allowance = 2 * size
         self._map: mmap.mmap | None = None
 
     def spend(self, nbytes: int) -> None:
@@ -68,7 +70,7 @@ class Window:
     def _skip(self, nbytes: int) -> int:
         if not 0 <= nbytes <= len(self):
             raise CheckpointError(
-                f"it is truncated or damaged: {nbytes} bytes are declared where {len(self)} are left"
+                f"it is truncated or damaged: {nbytes} bytes declared, {len(self)} left"
             )
         self.at += nbytes
         return self.at - nbytes
@@ -98,7 +100,8 @@ class Window:
     def fill(self, memory: Tensor) -> None:
         """Read the next bytes into `memory`, `(n,)` of uint8."""
         self.source.file.seek(self._skip(len(memory)))
-        if len(memory) and self.source.file.readinto(memoryview(memory.numpy())) != len(memory):  # type: ignore[attr-defined]
+        buffer: Any = memoryview(memory.numpy())  # type: ignore[arg-type]
+        if len(memory) and self.source.file.readinto(buffer) != len(memory):  # type: ignore[attr-defined]
             raise CheckpointError("it became shorter while it was read")
 
     def copied(self, nbytes: int) -> Tensor:
@@ -124,6 +127,8 @@ def opened(path: str | Path) -> Iterator[Window]:
         raise CheckpointError(f"{path}: {error}") from error.__cause__
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: there is no such file") from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: it cannot be read: {error.strerror or error}") from error
     except Exception as error:  # of the kinds that a hostile file can provoke, there is no list
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{path}: it is truncated or damaged: {reason}") from error
@@ -142,5 +147,5 @@ def _refuse_others(window: Window) -> None:
         raise CheckpointError("it is a web page, not a checkpoint; download the file itself")
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= len(window):
         raise CheckpointError("it is a file of safetensors, not a pickle")
-    if not start.startswith((b"PK", b"\x80")):
+    if start[:1] not in _PICKLES and not start.startswith(b"PK"):
         raise CheckpointError("it is no checkpoint: neither an archive of torch.save nor a pickle")

@@ -11,6 +11,8 @@ https://arxiv.org/abs/2206.00364.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +64,9 @@ def state_dict(module: Any) -> dict[str, Tensor]:
                 if value is None or (kind == "_buffers" and name in skipped):
                     continue
                 if not isinstance(value, Tensor) or prefix + name in found:
-                    raise CheckpointError(f"the pickle's {prefix + name} is no tensor, or twice there")
+                    raise CheckpointError(
+                        f"the pickle's {prefix + name} is no tensor, or twice there"
+                    )
                 found[prefix + name] = value
     return found
 
@@ -85,7 +89,9 @@ def init_args(module: Any) -> dict[str, Any]:
 
 def _state(module: Any) -> dict[str, Any]:
     if not isinstance(module, Persistent):
-        raise CheckpointError(f"a module was expected in the pickle, not a {type(module).__name__}")
+        raise CheckpointError(
+            f"a module was expected in the pickle, not a {type(module).__name__}"
+        )
     return module.state
 
 
@@ -107,6 +113,28 @@ def _modules(module: Any, prefix: str, depth: int) -> Iterator[tuple[str, dict[s
             yield from _modules(part, f"{prefix}{name}.", depth + 1)
 
 
+def _persistent(meta: Any) -> Persistent:
+    name, state = meta.get("class_name"), meta.get("state")
+    if meta.get("type") != "class" or type(name) is not str or type(state) is not dict:
+        raise CheckpointError("it is damaged: a persistent object without a class or a state")
+    return Persistent(name, state)
+
+
+def _nested(source: Source, data: Any) -> Storage:
+    """The storage in a stream within the pickle, read from the file straight into its place."""
+    if type(data) is Window:
+        window = Window(source, data.at, data.stop)
+    elif type(data) is bytes:
+        source.spend(len(data))
+        window = Window(Source(BytesIO(data), len(data)))
+    else:
+        raise CheckpointError("it is damaged: the bytes of a tensor are none")
+    storage = read_stream(window)
+    if type(storage) is not Storage:
+        raise CheckpointError("it is damaged: the bytes of a tensor hold something else")
+    return storage
+
+
 class _Table(dict[tuple[str, str], Any]):
     """The globals of network pickles; torch's modules, whatever their class, are inert."""
 
@@ -115,7 +143,9 @@ class _Table(dict[tuple[str, str], Any]):
         self["torch_utils.persistence", "_reconstruct_persistent_obj"] = Global(
             "_reconstruct_persistent_obj", _persistent
         )
-        self["torch.storage", "_load_from_bytes"] = Global("_load_from_bytes", _Bytes(source))
+        self["torch.storage", "_load_from_bytes"] = Global(
+            "_load_from_bytes", partial(_nested, source)
+        )
         self["dnnlib.util", "EasyDict"] = Global("dnnlib.util.EasyDict", lambda: {})
 
     def __missing__(self, key: tuple[str, str]) -> Global:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ class Dtype(Stateful):
 
     def numpy(self) -> np.dtype[Any]:
         """The type itself."""
-        return np.dtype(self.kind).newbyteorder(self.order)  # type: ignore[call-overload]
+        return np.dtype(self.kind).newbyteorder(self.order)  # type: ignore[arg-type]
 
 
 class Array(Unbuilt):
@@ -73,6 +74,7 @@ class Array(Unbuilt):
         return _array(self.source, data, dtype, shape, "F" if fortran else "C")
 
 
+@cache
 def tensors() -> dict[tuple[str, str], Any]:
     """The globals of tensors, their types and the containers around them."""
     table: dict[tuple[str, str], Any] = {
@@ -80,8 +82,8 @@ def tensors() -> dict[tuple[str, str], Any]:
         ("torch._utils", "_rebuild_tensor_v2"): Global("_rebuild_tensor_v2", _rebuild_v2),
         ("torch._utils", "_rebuild_tensor_v3"): Global("_rebuild_tensor_v3", _rebuild_v3),
         ("torch._utils", "_rebuild_parameter"): Global("_rebuild_parameter", _rebuild_parameter),
-        ("torch", "device"): Global("torch.device", torch.device),
-        ("torch", "Size"): Global("torch.Size", _size),
+        ("torch", "device"): Global("torch.device", _device),
+        ("torch", "Size"): Global("torch.Size", _whole_numbers),
         ("torch.storage", "UntypedStorage"): torch.uint8,
     }
     for name, dtype in STORAGES.items():
@@ -143,8 +145,10 @@ def _refused(name: str) -> Callable[..., Any]:
     return make
 
 
-def _size(items: Any) -> tuple[int, ...]:
-    return _whole_numbers(items)
+def _device(kind: Any, index: Any = None) -> torch.device:
+    if type(kind) is not str or type(index) not in (int, type(None)):
+        raise CheckpointError("it is damaged: a device that is none")
+    return torch.device(kind) if index is None else torch.device(kind, index)
 
 
 def _whole_numbers(items: Any) -> tuple[int, ...]:
@@ -174,7 +178,11 @@ def _rebuild_v3(
 ) -> Tensor:
     if type(storage) is not Storage or not isinstance(dtype, torch.dtype) or metadata:
         raise CheckpointError("it is damaged, or holds a tensor that is not a plain one")
-    (offset,), size, stride = _whole_numbers((offset,)), _whole_numbers(size), _whole_numbers(stride)
+    (offset,), size, stride = (
+        _whole_numbers((offset,)),
+        _whole_numbers(size),
+        _whole_numbers(stride),
+    )
     if len(size) != len(stride):
         raise CheckpointError("it is damaged: a tensor with other numbers of sizes and strides")
     held = len(storage.memory) // dtype.itemsize
@@ -236,5 +244,7 @@ class Persistent(Stateful):
     def take(self, state: Any) -> None:
         """Keep the attributes, once."""
         if type(state) is not dict or self.state:
-            raise CheckpointError(f"its pickle sets the state of a {self.class_name} in a strange way")
+            raise CheckpointError(
+                f"its pickle sets the state of a {self.class_name} in a strange way"
+            )
         self.state = state

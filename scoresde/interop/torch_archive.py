@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from itertools import pairwise
 
 from ..checkpoint import CheckpointError
 from .bytes_of_file import Source, Window
@@ -53,7 +54,7 @@ def records(source: Source) -> dict[str, Record]:
         taken.append((header, first + length))
         found[rest] = Record(first, length)
     taken.sort()
-    for (_, stop), (header, _) in zip(taken, taken[1:], strict=False):
+    for (_, stop), (header, _) in pairwise(taken):
         if header < stop:
             raise CheckpointError("its archive has records that overlap")
     return found

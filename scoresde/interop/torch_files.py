@@ -67,9 +67,7 @@ def _read_archive(source: Source) -> Any:
         return Storage(made[name].memory, dtype)
 
     data = held["data.pkl"]
-    return unpickle(
-        Window(source, data.start, data.start + data.size), _table(source), persistent
-    )
+    return unpickle(Window(source, data.start, data.start + data.size), _table(source), persistent)
 
 
 def read_stream(window: Window) -> Any:

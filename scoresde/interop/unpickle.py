@@ -25,9 +25,8 @@ import torch
 from ..checkpoint import CheckpointError
 from .bytes_of_file import Window
 
-MAX_STEPS = 2_000_000  # the largest public checkpoints take some 10^5
+MAX_STEPS = 1_000_000  # the largest public checkpoints take some 10^5
 IN_MEMORY = 1 << 16  # longer byte strings stay in the file until a tensor wants them
-PROTOCOLS = range(2, 6)
 
 
 @dataclass(frozen=True)
@@ -58,12 +57,9 @@ class Stateful:
 
 
 Table = Mapping[tuple[str, str], Any]  # a Global, or a value as it is, such as a dtype
-Missing = Callable[[str, str], Any]
 
 
-def unpickle(
-    source: Window, table: Table, persistent: Callable[[Any], Any] | None = None
-) -> Any:
+def unpickle(source: Window, table: Table, persistent: Callable[[Any], Any] | None = None) -> Any:
     """The object that the pickle at the start of `source` describes, made of stand-ins.
 
     Args:
@@ -110,8 +106,6 @@ class _Machine:
         self.memo: dict[int, Any] = {}
 
     def run(self) -> Any:
-        if self.source.read(1) != pickle.PROTO or self.source.read(1)[0] not in PROTOCOLS:
-            raise CheckpointError("it is no pickle of protocol 2 to 5")
         for _ in range(MAX_STEPS):
             code = self.source.read(1)
             if code == pickle.STOP:
@@ -119,7 +113,9 @@ class _Machine:
                     raise CheckpointError("it is damaged: its pickle ends with objects left over")
                 return self.stack[0]
             self._step(code)
-        raise CheckpointError(f"its pickle takes more than {MAX_STEPS} steps, as no checkpoint does")
+        raise CheckpointError(
+            f"its pickle takes more than {MAX_STEPS} steps, as no checkpoint does"
+        )
 
     def _step(self, code: bytes) -> None:
         push = self.stack.append
@@ -172,9 +168,11 @@ class _Machine:
             if self.persistent is None:
                 raise CheckpointError("it refers to objects outside of its pickle")
             push(self.persistent(self._pop()))
-        elif code == pickle.FRAME:
-            self.source.read(8)  # its length only helps buffering
+        elif code in (pickle.PROTO, pickle.FRAME):
+            self.source.read(1 if code == pickle.PROTO else 8)  # both only help other readers
         else:
+            if code == pickle.INST:  # an old way to call a global: name it, if it is hostile
+                self._global(self.source.line().decode(), self.source.line().decode())
             raise CheckpointError(f"its pickle holds the opcode {code!r}, as no checkpoint does")
 
     def _number(self, form: str) -> Any:
@@ -237,7 +235,9 @@ class _Machine:
                 self.memo[index] = self.stack[-1]
         elif isinstance(target, Stateful):
             target.take(state)
-        elif type(target) is not dict or type(state) is not dict:  # a dict's attributes are dropped
+        elif (
+            type(target) is not dict or type(state) is not dict
+        ):  # a dict's attributes are dropped
             raise CheckpointError(f"its pickle sets the state of {_named(target)}")
 
 

@@ -8,13 +8,14 @@ On the grid ``t_i = i t_max / N`` the forward chain is ``q(x_i | x_{i-1}) = N(a 
                    + E[-log p(x_0 | x_1)]
 
 where ``p`` puts ``x_0_hat = (x_t - sigma_t eps_hat)/alpha_t`` in place of ``x_0``. With the small
-variance a step is ``1/2 (alpha_s^2/sigma_s^2 - alpha_t^2/sigma_t^2) |x_0 - x_0_hat|^2``. On
-:class:`~scoresde.DDPM` every number is that of Ho et al. This bounds the likelihood of the reverse
-*SDE*; :func:`~scoresde.log_prob` is that of the ODE.
+variance a step is ``1/2 (alpha_s^2/sigma_s^2 - alpha_t^2/sigma_t^2) |x_0 - x_0_hat|^2``; a learned
+variance is each entry's own. On :class:`~scoresde.DDPM` every number is that of Ho et al. This
+bounds the likelihood of the reverse *SDE*; :func:`~scoresde.log_prob` is that of the ODE.
 
 Sources: Denoising Diffusion Probabilistic Models (Ho et al., 2020), equations 5 to 13,
 https://arxiv.org/abs/2006.11239; Variational Diffusion Models (Kingma et al., 2021),
-https://arxiv.org/abs/2107.00630.
+https://arxiv.org/abs/2107.00630; Improved Denoising Diffusion Probabilistic Models (Nichol &
+Dhariwal, 2021), https://arxiv.org/abs/2102.09672.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from ..model import evaluating
 from ..noise import KeyedNoise
 from ..precision import supported, widest
 from ..sde.base import GaussianSDE, as_time, match
+from ..solvers.ancestral import VARIANCES, log_ratio
 from .divergence import LIKELIHOOD_DRAW
 
 WIDTH = 2.0
@@ -55,7 +57,7 @@ class VLB:
         nfe: evaluations of the score, ``K + 1``.
         seconds: wall-clock time.
         grid_steps: ``N``.
-        variance: ``"small"`` or ``"large"``.
+        variance: ``"small"``, ``"large"`` or ``"learned"``.
         levels: levels of discrete data, None for continuous.
         seed: key of the noise; ``start_index`` the index of the first sample.
         weights: which weights the score carries, None if it does not say.
@@ -104,7 +106,9 @@ def vlb(
         variance: of the reverse steps, ``"small"`` (``sigma_s^2 v^2/sigma_t^2``, DDPM's
             beta-tilde: right for data on points) or ``"large"`` (``v^2``, DDPM's beta: right for
             smooth data, on which the small one leaves about 0.29 D nats however many the
-            steps). The decoder's is ``sigma_1^2``.
+            steps); the decoder's is then ``sigma_1^2``. Or ``"learned"``, which the network puts
+            between the two in their logarithms, entry by entry. At the decoder the small one would
+            be 0: it is that of step 2 there, as in improved DDPM.
         terms: number of steps to evaluate, chosen at random for each sample; the sum is then
             scaled to be unbiased. All by default.
         seed: key of the noise.
@@ -115,10 +119,11 @@ def vlb(
     Raises:
         ValueError: a grid that starts below the trained times, data that are not on the bins, or
             an unknown option.
+        ConfigError: a learned variance of a score that has none.
     """
     sde, x0 = score.sde, checked(x0, levels)
-    if variance not in ("small", "large"):
-        raise unknown("variance", variance, ("small", "large"))
+    if variance not in VARIANCES:
+        raise unknown("variance", variance, VARIANCES)
     if steps < 2 or not 1 <= (terms or 1) <= steps - 1:
         raise ValueError(
             f"the bound needs steps >= 2 and 1 <= terms <= steps - 1, "
@@ -179,8 +184,13 @@ class _Chain:
         cond: dict[str, Any],
     ) -> None:
         self.sde: GaussianSDE = score.sde
-        self.score, self.x0, self.times, self.variance = score, x0, times, variance
-        self.noise, self.cond, self.nfe = noise, cond, 0
+        self.reverse = self.sde.reverse(score, **cond)
+        self.x0, self.times, self.variance, self.noise = x0, times, variance, noise
+
+    @property
+    def nfe(self) -> int:
+        """Evaluations so far."""
+        return self.reverse.nfe
 
     def prior(self) -> Tensor:
         """``KL(N(alpha_T x_0, sigma_T^2) | N(0, tau^2))``."""
@@ -194,25 +204,29 @@ class _Chain:
         t, s = self._time(i), self._time(i - 1)
         _, v = self.sde.transition(t, s)
         alpha_s, sigma_s, sigma_t = self.sde.alpha(s), self.sde.sigma(s), self.sde.sigma(t)
-        posterior = (sigma_s * v / sigma_t) ** 2
-        model = posterior if self.variance == "small" else v**2
-        ratio = posterior / model
-        error, sigma_over_alpha = self._error(t, i)
-        # |x_0 - x_0_hat| = sigma/alpha |eps - eps_hat|: Ho et al., equation 12.
-        weight = (alpha_s * v**2 / sigma_t**2 * sigma_over_alpha) ** 2 / (2 * model)
-        mismatch = (ratio - 1 - ratio.log()) / 2
-        weight, mismatch = (match(c.flatten() if c.ndim else c, error) for c in (weight, mismatch))
-        return weight * error + mismatch * self.x0[0].numel()
+        eps, eps_hat, v_hat = self._noises(t, i)
+        # |x_0 - x_0_hat| = sigma/alpha |eps - eps_hat|: Ho et al., equation 12. The weight is for
+        # the small variance, of which the model's is e^-log_r.
+        error = (eps - eps_hat).square()
+        weight = (alpha_s * v / sigma_s / self.sde.alpha(t)) ** 2 / 2
+        log_r = (1 + v_hat) * log_ratio(sigma_t, sigma_s, error)
+        mismatch = (torch.expm1(log_r) - log_r) / 2
+        return (match(weight, error) * log_r.exp() * error + mismatch).flatten(1).sum(1)
 
     def decoder(self, levels: int | None) -> Tensor:
         """``-log p(x_0 | x_1)`` of one ``x_1``: mass of the bin, or density."""
-        i = torch.ones((), dtype=torch.long)
         t = self.times[1]
-        sigma, alpha = float(self.sde.sigma(t)), float(self.sde.alpha(t))
-        eps, eps_hat = self._noises(t, i)
-        residual = sigma / alpha * (eps_hat - eps) / sigma  # (x_0 - x_0_hat) / sigma
+        alpha, large = self.sde.alpha(t), self.sde.sigma(t)
+        eps, eps_hat, v_hat = self._noises(t, torch.ones((), dtype=torch.long))
+        if self.variance == "learned":
+            _, v = self.sde.transition(self.times[2], t)
+            small = large * v / self.sde.sigma(self.times[2])
+            sigma = large * torch.exp((1 - v_hat) / 2 * log_ratio(large, small, eps))
+        else:
+            sigma = large
+        residual = large / alpha * (eps_hat - eps) / sigma  # (x_0 - x_0_hat) / sigma
         if levels is None:
-            log_p = -(residual**2) / 2 - math.log(sigma) - math.log(2 * math.pi) / 2
+            log_p = -(residual**2) / 2 - sigma.log() - math.log(2 * math.pi) / 2
             return -log_p.flatten(1).sum(1)
         half, last = WIDTH / (2 * levels) / sigma, WIDTH / 2 - WIDTH / levels
         low = (residual - half).masked_fill(self.x0 < -last, -math.inf)
@@ -225,16 +239,13 @@ class _Chain:
             return self.times[i]
         return as_time(self.times[i].to(self.x0.device, widest(self.x0.device)), self.x0)
 
-    def _noises(self, t: Tensor, i: Tensor) -> tuple[Tensor, Tensor]:
-        """``eps`` of step ``i``, the same whichever steps are evaluated, and ``eps_hat``."""
-        self.nfe += 1
+    def _noises(self, t: Tensor, i: Tensor) -> tuple[Tensor, Tensor, float | Tensor]:
+        """``eps`` of step ``i``, the same whichever steps are evaluated, ``eps_hat`` and ``v``."""
         eps = _step_noise(self.noise, i, self.x0)
         x = self.sde.perturb(self.x0, t, eps)
-        return eps, match(-self.sde.sigma(t), x) * self.score(x, t, **self.cond)
-
-    def _error(self, t: Tensor, i: Tensor) -> tuple[Tensor, Tensor]:
-        eps, eps_hat = self._noises(t, i)
-        return (eps - eps_hat).flatten(1).square().sum(1), self.sde.sigma(t) / self.sde.alpha(t)
+        if self.variance == "learned":
+            return eps, *self.reverse.noise_and_variance(x, t)
+        return eps, self.reverse.noise(x, t), -1.0 if self.variance == "small" else 1.0
 
 
 def checked(x0: Tensor, levels: int | None) -> Tensor:

@@ -281,13 +281,14 @@ class DiT(nn.Module):
                 f"the dit takes items of shape (C, *spatial) with 1 to 3 spatial axes, "
                 f"not {self.shape}; use the mlp for vectors"
             )
-        for key in ("patch", "width", "depth", "heads"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"the dit needs {key} of at least 1, got {getattr(self, key)}")
-        if min(self.shape) < 1 or (self.out_channels is not None and self.out_channels < 1):
+        for key in ("patch", "width", "depth", "heads", "num_classes", "out_channels"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise ValueError(f"the dit needs {key} of at least 1, got {value}")
+        if min(self.shape) < 1 or round(self.width * self.mlp_ratio) < 1:
             raise ValueError(
-                f"the dit needs sizes and out_channels of at least 1, "
-                f"got shape {self.shape}, out_channels {self.out_channels}"
+                f"the dit needs sizes and hidden channels of at least 1, "
+                f"got shape {self.shape}, mlp_ratio {self.mlp_ratio}"
             )
         if self.width % self.heads or self.width < 2 * n:
             raise ValueError(

@@ -12,7 +12,7 @@ Every layer maps inputs of unit variance to outputs of unit variance, without gr
 A constant channel of ones at the input stands for the biases. In training the weights are replaced
 by ``normalize(w)`` at each pass, so that their size does not decay the learning rate.
 
-Written from the paper. Its figures leave open the order of the channels of queries, keys and
+Written from the formulas. They leave open the order of the channels of queries, keys and
 values, and where a block resamples: here as in the networks of its predecessor (q, k, v fastest;
 the block resamples first). Not yet compared with published weights.
 

@@ -30,6 +30,8 @@ ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
     "relu": functional.relu,
     "elu": functional.elu,
     "leaky-relu": lambda x, inplace: functional.leaky_relu(x, 0.2, inplace=inplace),
+    "gelu": lambda x, inplace: functional.gelu(x),
+    "mish": functional.mish,
 }
 
 
@@ -179,7 +181,7 @@ class Downsample(nn.Module):
         inside: channels of the input.
         outside: channels of the output.
         padding: ``(before, after)`` zeros of each axis; with a filter it is the filter's own.
-        resampler: the filter, a plain one or None for none.
+        resampler: the filter, None for none.
     """
 
     def __init__(
@@ -192,7 +194,7 @@ class Downsample(nn.Module):
     ) -> None:
         super().__init__()
         self.n, self.padding = n, padding
-        self.resampler = None if resampler is None or resampler.plain else resampler
+        self.resampler = resampler
         same = padding[0] == padding[1] and self.resampler is None
         self.conv = CONV[n](inside, outside, 3, stride=2, padding=padding[0] if same else 0)
 

@@ -76,13 +76,14 @@ class NCSNpp(nn.Module):
 
     Args:
         shape: shape of one item, ``(C, *spatial)``.
-        width: channels of the first level.
+        width: channels of the first convolution.
         multipliers: channels of each level, in units of ``width``.
         blocks: residual blocks a level on the way down (one more on the way up).
         attention: levels (0 is the full resolution) with self-attention; it also sits in the
             middle of the network.
         resblock: ``"biggan"``, blocks change the resolution, or ``"ddpm"``, convolutions do.
-        taps: filter of resampling, ``(1, 1)`` for none, NCSN++'s is ``(1, 3, 3, 1)``.
+        taps: filter of resampling; NCSN++'s is ``(1, 3, 3, 1)``. None halves by the mean, or by a
+            strided convolution where there is one, and doubles by the nearest neighbour.
         input_pyramid: ``"none"``, ``"skip"`` (the input, resampled) or ``"residual"``.
         output_pyramid: ``"none"``, ``"skip"`` (outputs of all levels, summed) or ``"residual"``.
         combine: how an input pyramid of skips enters, ``"sum"`` or ``"cat"``.
@@ -99,8 +100,9 @@ class NCSNpp(nn.Module):
         conditional: whether the network takes ``c_noise``.
         center_input: whether items lie in [0, 1] and the network takes them to [-1, 1].
         scale_by_sigma: whether the output is divided by the noise level.
-        sigmas: ``(sigma_min, sigma_max, N)``, the levels that steps stand for where
-            ``scale_by_sigma`` meets another embedding than ``"log-fourier"``.
+        sigmas: ``(sigma_min, sigma_max, N)``: ``c_noise`` is a step of 0, the largest noise level,
+            to N - 1, geometric in between; needed where ``scale_by_sigma`` meets another
+            embedding than ``"log-fourier"``, which is told the level itself.
         out_channels: channels of the output, those of the items if None.
         num_classes: number of classes of ``y``, None for an unconditional network.
         augment: number of augmentation labels, 0 for none.
@@ -113,7 +115,7 @@ class NCSNpp(nn.Module):
     blocks: int = 4
     attention: tuple[int, ...] = (1,)
     resblock: str = "biggan"
-    taps: tuple[float, ...] = (1.0, 1.0)
+    taps: tuple[float, ...] | None = None
     input_pyramid: str = "none"
     output_pyramid: str = "none"
     combine: str = "sum"
@@ -156,9 +158,10 @@ class NCSNpp(nn.Module):
         widths = [self.width * m for m in self.multipliers]
         self.stride = 2 ** (len(widths) - 1)
         self.skip_scale = math.sqrt(0.5) if self.skip_rescale else 1.0
-        self.resampler = Resampler(n, self.taps)
+        self.resampler = Resampler(n, self.taps or (1.0, 1.0))
         embedding = self._embedding() if self.conditional else 0
         conv, norm, resampler = CONV[n], self._norm, self.resampler
+        filtered = resampler if self.taps else None
         shared = {"norm": norm, "skip_scale": self.skip_scale}
 
         def block(inside: int, outside: int, resample: str | None = None) -> ResBlock:
@@ -185,11 +188,11 @@ class NCSNpp(nn.Module):
                 return Resampling(resampler, way)
             if way == "up":
                 return Upsample(n, channels, channels, resampler)
-            return Downsample(n, channels, channels, (0, 1), resampler)
+            return Downsample(n, channels, channels, (0, 1), filtered)
 
-        self.stem = conv(data, widths[0], 3, padding=1)
+        self.stem = conv(data, self.width, 3, padding=1)
         self.encoder = nn.ModuleList()
-        current, pyramid, skips = widths[0], data, [widths[0]]
+        current, pyramid, skips = self.width, data, [self.width]
         for i, width in enumerate(widths):
             level = Level()
             for _ in range(self.blocks):
@@ -204,7 +207,7 @@ class NCSNpp(nn.Module):
                     level.pyramid = Pointwise(data, current)
                     current *= 2 if self.combine == "cat" else 1
                 elif self.input_pyramid == "residual":
-                    level.pyramid = Downsample(n, pyramid, current, (0, 1), resampler)
+                    level.pyramid = Downsample(n, pyramid, current, (0, 1), filtered)
                     pyramid = current
                 skips.append(current)
             self.encoder.append(level)
@@ -328,8 +331,7 @@ class NCSNpp(nn.Module):
         sigma = c_noise
         if self.sigmas is not None:
             low, high, count = self.sigmas
-            logs = torch.linspace(math.log(high), math.log(low), count, dtype=torch.float64)
-            sigma = logs.exp().to(c_noise)[c_noise.long()]
+            sigma = high * torch.exp(c_noise * (math.log(low / high) / (count - 1)))
         return out / sigma.to(out.dtype).reshape(-1, *(1,) * (out.ndim - 1))
 
     def _norm(self, channels: int) -> nn.GroupNorm:
@@ -368,8 +370,9 @@ class NCSNpp(nn.Module):
 
     def _check(self) -> None:
         """Refuses fields that make no network, and makes tuples of lists."""
-        for name in ("shape", "multipliers", "attention", "taps"):
+        for name in ("shape", "multipliers", "attention"):
             setattr(self, name, tuple(getattr(self, name)))
+        self.taps = None if self.taps is None else tuple(self.taps)
         if len(self.shape) - 1 not in CONV:
             raise ValueError(
                 f"the ncsnpp takes items of shape (C, *spatial) with 1 to 3 spatial axes, "

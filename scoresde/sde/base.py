@@ -26,6 +26,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..config import ConfigError
 from ..noise import NoiseSource, normal
 
 ScoreFn = Callable[..., Tensor]
@@ -259,6 +260,25 @@ class Reverse:
     def noise(self, x: Tensor, t: Tensor) -> Tensor:
         """``eps_hat = -sigma(t) score(x, t)``, one evaluation."""
         return match(-self.sde.sigma(t), x) * self.score(x, t)
+
+    def noise_and_variance(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """``eps_hat``, and ``v`` that says where a step's log-variance lies, one evaluation.
+
+        See :meth:`scoresde.ScoreModel.noise_and_variance`, which a score must offer.
+
+        Raises:
+            ConfigError: for a score that says nothing about the variance.
+        """
+        head = getattr(self._score, "noise_and_variance", None)
+        if head is not None:
+            self.nfe += 1
+            eps, v = head(x, t, **self.cond)
+            if v is not None:
+                return eps, v
+        raise ConfigError(
+            f"variance='learned' needs a score with a variance head (a network of twice the "
+            f"channels), which this {type(self._score).__name__} is not: take 'small' or 'large'"
+        )
 
     def denoise(self, x: Tensor, t: Tensor) -> Tensor:
         """``E[x_0 | x_t] = (x + sigma^2 score) / alpha`` (Tweedie), one evaluation."""

@@ -83,7 +83,7 @@ def test_every_tensor_lands_in_its_place(state):
     loaded = net.state_dict()
     assert set(loaded) == {ours for ours, _ in LAYOUT.values()}
     for key, (ours, _) in LAYOUT.items():
-        assert loaded[ours].dtype == torch.float32
+        assert found[ours].dtype == torch.float32
         assert torch.equal(loaded[ours], state[key].float()), key
     x, c = torch.randn(2, 3, 8, 8), torch.zeros(2)
     with torch.no_grad():

@@ -91,8 +91,8 @@ def test_the_start_is_zero(shape):
 def test_initial_weights_are_the_papers():
     net = DiT((3, 8, 8), width=64, depth=1, heads=2, num_classes=200, embedding="positional")
     condition = net.conditions[0]
-    for weight in (condition.classes.weight, condition.embed.mlp[0].weight):
-        assert weight.std().item() == pytest.approx(0.02, rel=0.05)
+    for layer in (condition.classes, condition.embed.mlp[0], condition.embed.mlp[2]):
+        assert layer.weight.std().item() == pytest.approx(0.02, rel=0.05)
     for layer in (net.stem, net.body[0].qkv, net.body[0].mlp[0]):
         bound = math.sqrt(6 / sum(layer.weight.shape))
         assert 0.98 * bound < layer.weight.abs().max() <= bound
@@ -213,8 +213,12 @@ def test_checkpointing_recomputes_with_equal_gradients():
         torch.testing.assert_close(grad, grads[1][key], msg=key)
 
 
-def test_dropout_acts_in_training_alone():
+@pytest.mark.parametrize("silent", ["out", "mlp"])
+def test_dropout_acts_on_both_branches_in_training_alone(silent):
     net = small(dropout=0.5)
+    for block in net.body:
+        for parameter in getattr(block, silent).parameters():
+            parameter.data.zero_()
     x, c = torch.randn(1, 3, 8, 8), torch.zeros(1)
     torch.testing.assert_close(net(x, c), net(x, c), rtol=0, atol=0)
     net.train()
@@ -256,7 +260,10 @@ def test_rebuilt_from_its_description():
         ((3, 8, 9), {}, r"multiples of its patch, 2, not \(8, 9\)"),
         ((3, 8, 8), {"heads": 5}, "multiple of its heads.*width 32, heads 5"),
         ((3, 8, 8), {"depth": 0}, "depth of at least 1, got 0"),
-        ((3, 8, 8), {"out_channels": 0}, "out_channels 0"),
+        ((3, 8, 8), {"out_channels": 0}, "out_channels of at least 1, got 0"),
+        ((3, 8, 8), {"num_classes": 0}, "num_classes of at least 1, got 0"),
+        ((3, 0, 8), {}, r"shape \(3, 0, 8\)"),
+        ((3, 8, 8), {"mlp_ratio": 0.0}, "mlp_ratio 0.0"),
         ((3, 8, 8), {"embedding": "fourier"}, "'waves' or 'positional', not 'fourier'"),
     ],
 )

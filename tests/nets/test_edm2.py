@@ -200,6 +200,13 @@ def test_fixed_layers_keep_unit_variance(t):
     assert power(edm2.normalize(5 * a, (1,))) == pytest.approx(1, abs=1e-3)
 
 
+def test_norms_are_taken_in_float32():
+    wide = torch.full((1, 200_000), 200.0, dtype=torch.float16)  # a norm of 9e4, not a float16
+    out = edm2.normalize(wide, (1,))
+    assert out.dtype == torch.float16
+    torch.testing.assert_close(out, torch.ones_like(wide))
+
+
 def test_waves_have_unit_variance_and_unit_frequencies():
     torch.manual_seed(0)
     layer = edm2.MPFourier(4000)
