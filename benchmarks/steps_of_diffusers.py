@@ -8,11 +8,20 @@ a mixture under DDPM's linear table of 1000 steps, told as noise at whole steps:
 ``i`` is our time ``(i + 1)/1000``. The tables that diffusers keeps in float32 are raised to
 float64; what remains is the difference of the formulas.
 
-Settings, where the two would otherwise differ: ``clip_sample`` off (we clip by ``threshold``);
-``set_alpha_to_one`` or ``final_sigmas_type="zero"``, by which their last step gives the denoised
-state, as our last denoising does; for UniPC of order 3 ``"sigma_min"`` instead, since it lowers
-the order by how many steps remain to its own end. Their PNDM starts with repeated evaluations,
-ours with lower orders: each of its later steps is compared from their values.
+Where the two would otherwise differ, the settings are those that agree:
+
+* ``clip_sample`` off (ours is the option ``threshold`` of sampling);
+* an end at the denoised state (``set_alpha_to_one``, ``final_sigmas_type="zero"``), which our
+  last denoising gives. ``set_alpha_to_one=False`` ends at the table's first step instead, as
+  ``t_end=1/N, denoise=False`` does; with ``steps_offset=0`` it would stay there for a step;
+* DDPM on leading steps: on trailing ones it adds noise to its end, ``fixed_large`` all of it;
+* no lower orders on the last steps but the one to ``sigma = 0``: 3M has more of them under 15
+  steps; UniPC lowers its correction along with its prediction, our ``lower_last`` the prediction
+  alone. UniPC's ``bh1`` to ``sigma = 0`` is not finite;
+* PNDM starts with repeated evaluations, ours with lower orders: each of the later steps is
+  compared from their values.
+
+DPM-Solver and Euler compute a step in float32 whatever they are given: hence their 1e-7.
 """
 
 from __future__ import annotations
@@ -24,7 +33,6 @@ from itertools import pairwise
 from typing import Any
 
 import diffusers
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,17 +75,23 @@ class Case:
 
 
 DPM = "DPMSolverMultistepScheduler"
+LEADING = {"timestep_spacing": "leading"}
 UNIPC = "UniPCMultistepScheduler"
 CASES = {
     "ancestral (small)": Case(
         "DDPMScheduler", solvers.Ancestral("small"),
-        {"variance_type": "fixed_small", "clip_sample": False}, noisy=True,
+        {"variance_type": "fixed_small", "clip_sample": False, **LEADING}, noisy=True,
     ),
     "ancestral (large)": Case(
         "DDPMScheduler", solvers.Ancestral("large"),
-        {"variance_type": "fixed_large", "clip_sample": False}, noisy=True,
+        {"variance_type": "fixed_large", "clip_sample": False, **LEADING}, noisy=True,
     ),
     "ddim": Case("DDIMScheduler", solvers.DDIM(), {"clip_sample": False}),
+    "ddim (to the table's first step)": Case(
+        "DDIMScheduler", solvers.DDIM(),
+        {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1, **LEADING},
+        ends_at_table=True,
+    ),
     "ddim (eta=1)": Case(
         "DDIMScheduler", solvers.DDIM(1.0), {"clip_sample": False}, {"eta": 1.0}, noisy=True
     ),
@@ -89,16 +103,18 @@ CASES = {
     "unipc (points=2, bh2)": Case(
         UNIPC, solvers.UniPC(points=2, line="bh2"), {"solver_order": 2, "solver_type": "bh2"}
     ),
-    "unipc (points=2, bh1)": Case(
-        UNIPC, solvers.UniPC(points=2, line="bh1"), {"solver_order": 2, "solver_type": "bh1"}
+    "unipc (points=2, bh1, lower_last)": Case(
+        UNIPC, solvers.UniPC(points=2, line="bh1", lower_last=True),
+        {"solver_order": 2, "solver_type": "bh1", "final_sigmas_type": "sigma_min"},
+        ends_at_table=True,
     ),
-    "unipc (points=3, bh2, lower_last)": Case(
-        UNIPC, solvers.UniPC(points=3, line="bh2", lower_last=True),
-        {"solver_order": 3, "solver_type": "bh2", "final_sigmas_type": "sigma_min"},
+    "unipc (points=3, bh2)": Case(
+        UNIPC, solvers.UniPC(points=3, line="bh2"),
+        {"solver_order": 3, "final_sigmas_type": "sigma_min", "lower_order_final": False},
         ends_at_table=True,
     ),
     "pndm (single steps)": Case(
-        "PNDMScheduler", solvers.PNDM(), {"skip_prk_steps": True}, seed_history=True
+        "PNDMScheduler", solvers.PNDM(), {"skip_prk_steps": True, **LEADING}, seed_history=True
     ),
     "ddim (theirs Euler)": Case("EulerDiscreteScheduler", solvers.DDIM(), scaled=True),
     "heun": Case(
@@ -118,11 +134,9 @@ def scheduler_of(case: Case, steps: int) -> Any:
     if hasattr(theirs, "one"):
         theirs.one = torch.tensor(1.0, dtype=torch.float64)
     if hasattr(theirs, "final_alpha_cumprod"):
-        theirs.final_alpha_cumprod = torch.tensor(1.0, dtype=torch.float64)
-    if case.seed_history:  # trailing steps would leave the table where a step is repeated
-        theirs.register_to_config(timestep_spacing="leading")
+        theirs.final_alpha_cumprod = bars[0] if case.ends_at_table else bars.new_ones(())
     theirs.set_timesteps(steps)
-    whole = torch.as_tensor(np.array(theirs.timesteps)).double()
+    whole = torch.as_tensor(theirs.timesteps).double()
     assert bool((whole == whole.round()).all()), "the steps must be whole"
     if hasattr(theirs, "sigmas"):
         index = whole.long()
@@ -141,7 +155,6 @@ def time_of(step: Any) -> Tensor:
 def their_run(case: Case, theirs: Any, score: Any, x: Tensor, seed: int) -> list[Tensor]:
     """States at each time, the denoised end (or that at the table's first step) the last."""
     generator = torch.Generator().manual_seed(seed)
-    drawn = {"generator": generator} if case.noisy else {}
     state = x / SDE.alpha(time_of(theirs.timesteps[0])) if case.scaled else x
     states = []
     for step in theirs.timesteps:
@@ -149,6 +162,9 @@ def their_run(case: Case, theirs: Any, score: Any, x: Tensor, seed: int) -> list
         if hasattr(theirs, "scale_model_input"):
             inner = theirs.scale_model_input(state, step)
         eps = score.noise(inner, t)  # of a variance-preserving state, scaled or not
+        drawn: dict[str, Any] = {"generator": generator} if case.noisy else {}
+        if case.scheduler == DPM and case.noisy:  # of itself it draws float32, another stream
+            drawn = {"variance_noise": torch.randn(x.shape, generator=generator, dtype=x.dtype)}
         state = theirs.step(eps, step, state, **drawn, **case.step).prev_sample
         states.append(state)
     if theirs.order == 2:  # two calls a step, the last of one
@@ -168,7 +184,9 @@ def our_run(case: Case, times: Tensor, score: Any, x: Tensor, seed: int) -> list
     return states
 
 
-def single_steps(case: Case, theirs: Any, score: Any, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def single_steps(
+    case: Case, theirs: Any, score: Any, x: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Their state after a step and ours, from their state and values."""
     reverse = case.solver.reverse(score)
     for n, (step, following) in enumerate(pairwise(theirs.timesteps)):
@@ -176,7 +194,7 @@ def single_steps(case: Case, theirs: Any, score: Any, x: Tensor) -> Iterator[tup
         eps = score.noise(x, t)
         history = tuple(reversed(theirs.ets[-3:]))
         moved = theirs.step(eps, step, x).prev_sample
-        if n >= 4:  # the first are the start that differs
+        if n >= 2:  # the two before are the start that differs
             yield moved, case.solver.step(reverse, x, t, time_of(following), None, history)[0]
         x = moved
 

@@ -2,7 +2,8 @@
 
 A model's folder holds ``model.safetensors`` and ``config.yaml``. A training run's folder holds
 ``config.yaml`` and ``checkpoints/step-N/`` with the raw and averaged weights and the state of the
-optimizer. :func:`load` reads both, and the models that ship with the package as ``zoo:NAME``.
+optimizer. :func:`load` reads both, the models that ship with the package as ``zoo:NAME``, and, by
+:mod:`scoresde.interop`, checkpoints of other projects.
 """
 
 from __future__ import annotations
@@ -32,21 +33,37 @@ class CheckpointError(ValueError):
 
 
 def load(
-    path: str | Path, *, weights: str = "ema", device: str | torch.device = "cpu"
+    path: str | Path,
+    *,
+    weights: str = "ema",
+    device: str | torch.device = "cpu",
+    config: Mapping[str, Any] | str | Path | None = None,
 ) -> ScoreModel:
-    """The model in a run, in an exported folder or in the zoo, in evaluation mode.
+    """The model in a run, an exported folder, the zoo, on the hub, or of another project.
+
+    The format is found out: checkpoints of score_sde_pytorch (``.pth``), network pickles of EDM
+    and EDM2 (``.pkl``), weights of guided- and improved-diffusion (``.pt``), folders of
+    diffusers. Nothing in a file is ever run. ``model.net`` is the network with the original's
+    inputs and outputs; classes are the condition ``y``.
 
     Args:
-        path: ``runs/mine``, an exported folder, or ``zoo:mnist``.
+        path: ``runs/mine``, an exported folder, ``zoo:mnist``, ``hf:owner/name``, or a foreign
+            file or folder.
         weights: ``"ema"`` or ``"raw"``; an exported folder holds one of them.
         device: where the weights go.
+        config: settings of a foreign network, or a JSON file of them, where none lies beside it.
 
     Raises:
-        CheckpointError: if there is no model, or a file of it is truncated or does not fit.
+        CheckpointError: if there is no model, or a file of it is truncated, does not fit, or
+            names code.
     """
     if weights not in ("ema", "raw"):
         raise unknown("weights", weights, ("ema", "raw"))
     folder = locate(path)
+    if not (folder / "config.yaml").is_file():
+        from .interop.reading import read
+
+        return read(folder, weights=weights, config=config).model.to(device).eval()
     description = read_yaml(folder / "config.yaml")
     model = build_model(description)
     if (folder / "model.safetensors").exists():
@@ -61,19 +78,20 @@ def load(
 
 
 def locate(path: str | Path) -> Path:
-    """The folder behind a path or a ``zoo:`` name."""
+    """The folder or foreign file behind a path, a ``zoo:`` or an ``hf:`` name."""
     text = str(path)
     if text.startswith("zoo:"):
         known = sorted(p.parent.name for p in ZOO.glob("*/config.yaml"))
         if text[4:] not in known:
             raise unknown("model", text, [f"zoo:{name}" for name in known])
         return ZOO / text[4:]
-    folder = Path(path)
-    if not folder.is_dir():
-        raise CheckpointError(f"no model at {text}: there is no such folder")
-    if not (folder / "config.yaml").exists():
-        raise CheckpointError(f"no model at {text}: the folder has no config.yaml")
-    return folder
+    if text.startswith("hf:"):
+        from .interop.hub import fetched
+
+        return fetched(text[3:])
+    if not Path(path).exists():
+        raise CheckpointError(f"no model at {text}: there is no such file or folder")
+    return Path(path)
 
 
 def build_model(description: Mapping[str, Any]) -> ScoreModel:

@@ -60,7 +60,7 @@ def test_a_file_of_another_network_names_what_does_not_fit(tmp_path):
 
 
 def test_missing_models_are_named(tmp_path):
-    with pytest.raises(ValueError, match="there is no such folder"):
+    with pytest.raises(ValueError, match="there is no such file or folder"):
         sd.load(tmp_path / "nothing")
     with pytest.raises(ValueError, match=r"no config\.yaml"):
         sd.load(tmp_path)

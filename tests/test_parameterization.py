@@ -1,13 +1,19 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 import scoresde as sd
+from scoresde import config, parameterization
+from scoresde.noise_labels import LogNoise, NoiseLevel
+from scoresde.parameterization import ScaledScore
 from scoresde.sde.base import as_time
 
 f64 = torch.float64
 STD = 0.4
 KINDS = [sd.Eps(), sd.X0(), sd.V(), sd.RawScore(), sd.Karras(), sd.Karras(sigma_data=1.3)]
+KINDS += [ScaledScore()]
 
 
 class Oracle(nn.Module):
@@ -37,6 +43,7 @@ def target(kind, x0, eps, alpha, sigma):
         "X0": x0,
         "V": alpha * eps - sigma * x0,
         "RawScore": -eps / sigma,
+        "ScaledScore": -eps,
     }[name]
 
 
@@ -144,3 +151,52 @@ def test_the_network_computes_in_its_own_dtype():
     for own, given in ((torch.float32, f64), (f64, torch.float32)):
         model = sd.ScoreModel(Net().to(own), sd.VP(), sd.V())
         assert model(torch.zeros(2, 3, dtype=given), torch.tensor([0.1, 0.9])).dtype == given
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_an_input_that_is_not_scaled_is_given_as_it_is(sde, kind):
+    plain = replace(kind, scale_input=False)
+    generator = torch.Generator().manual_seed(0)
+    x0, eps = (torch.randn(5, 3, generator=generator, dtype=f64) for _ in range(2))
+    t = as_time(torch.linspace(0.1, 1, 5, dtype=f64) * sde.t_max, x0)
+    alpha, sigma = sde.alpha(t), sde.sigma(t)
+    net = Oracle(plain, target(plain, x0, eps, alpha, sigma))
+    x = sde.perturb(x0, t, eps)
+    assert torch.allclose(sd.ScoreModel(net, sde, plain).noise(x, t), eps, rtol=1e-7, atol=1e-7)
+    assert torch.equal(net.seen[0], x)
+    for ours, scaled in zip(plain(alpha, sigma)[1:], kind(alpha, sigma)[1:], strict=True):
+        assert torch.equal(ours, scaled)
+
+
+def test_the_label_is_what_the_network_is_told(sde):
+    t = torch.linspace(0.1, 1, 5, dtype=f64) * sde.t_max
+    q = sde.sigma(t) / sde.alpha(t)
+    for label, expected in (
+        ("noise-level", q),
+        (NoiseLevel(), q),
+        ({"name": "log-noise", "scale": 1.0, "unit": 2.0}, (q / 2).log()),
+    ):
+        net = Oracle(None, torch.zeros(5, 3, dtype=f64))
+        sd.ScoreModel(net, sde, sd.Eps(label=label)).noise(torch.ones(5, 3, dtype=f64), t)
+        assert torch.allclose(net.seen[1], expected, rtol=1e-9, atol=1e-9)
+
+
+def test_options_survive_their_section():
+    kind = ScaledScore(sigma_data=0.7, scale_input=False, label=LogNoise(1.0, 0.01))
+    section = config.describe(kind)
+    assert section["name"] == "scaled-score"
+    assert config.build(section, parameterization, "parameterization") == kind
+    assert config.build("scaled-score", parameterization, "parameterization") == ScaledScore()
+
+
+def test_twice_the_channels_are_noise_and_variance():
+    x, t = torch.randn(4, 3, dtype=f64), torch.linspace(0.1, 1, 4, dtype=f64)
+    halves = torch.randn(4, 3, dtype=f64), torch.randn(4, 3, dtype=f64)
+    for sign, kind in ((1, sd.Eps()), (-1, ScaledScore())):
+        model = sd.ScoreModel(Oracle(kind, torch.cat(halves, 1)), sd.VP(), kind)
+        eps, v = model.noise_and_variance(x, t)
+        assert torch.equal(eps, sign * halves[0])
+        assert torch.equal(v, halves[1])
+        assert torch.equal(model.noise(x, t), eps)
+        single = sd.ScoreModel(Oracle(kind, halves[0]), sd.VP(), kind)
+        assert single.noise_and_variance(x, t)[1] is None

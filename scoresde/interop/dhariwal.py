@@ -19,7 +19,6 @@ from torch import Tensor
 from ..checkpoint import CheckpointError
 from ..nets.adm import ADM
 
-NEEDED = ("img_resolution", "img_channels", "label_dim")
 DEFAULTS: dict[str, Any] = {
     "model_channels": 192,
     "channel_mult": (1, 2, 3, 4),
@@ -28,6 +27,8 @@ DEFAULTS: dict[str, Any] = {
     "attn_resolutions": (32, 16, 8),
     "dropout": 0.1,
     "augment_dim": 0,
+    "label_dim": 0,
+    "out_channels": None,
 }
 BLOCK = {
     "norm0": "block.norm1",
@@ -42,22 +43,21 @@ BLOCK = {
 }
 
 
-def network(init_kwargs: Mapping[str, Any], out_channels: int | None = None) -> ADM:
+def network(init_kwargs: Mapping[str, Any]) -> ADM:
     """The untrained network of given settings.
 
     Args:
-        init_kwargs: keyword arguments of the preconditioned network; ``img_resolution`` (pixels),
-            ``img_channels`` and ``label_dim`` (0 for no classes) are needed. What does not
-            concern the network itself is passed over.
-        out_channels: channels of the output, those of the picture if None; twice as many in
-            EDM's version of improved DDPM.
+        init_kwargs: keyword arguments of the network, or of the preconditioned one around it:
+            ``img_resolution`` (pixels) and ``in_channels`` or ``img_channels`` are needed. What
+            does not concern the network itself is passed over.
 
     Raises:
         CheckpointError: for settings that are missing or not supported.
     """
-    missing = [key for key in NEEDED if key not in init_kwargs]
-    if missing:
-        raise CheckpointError(f"the settings of a DhariwalUNet lack {', '.join(missing)}")
+    channels = init_kwargs.get("in_channels", init_kwargs.get("img_channels"))
+    if channels is None or "img_resolution" not in init_kwargs:
+        name = "img_resolution" if channels else "img_channels"
+        raise CheckpointError(f"the settings of a DhariwalUNet lack {name}")
     s = {key: init_kwargs.get(key, default) for key, default in DEFAULTS.items()}
     if s["channel_mult_emb"] != 4:
         raise CheckpointError(
@@ -66,7 +66,7 @@ def network(init_kwargs: Mapping[str, Any], out_channels: int | None = None) -> 
     size, levels = init_kwargs["img_resolution"], range(len(s["channel_mult"]))
     try:
         return ADM(
-            (init_kwargs["img_channels"], size, size),
+            (channels, size, size),
             width=s["model_channels"],
             multipliers=tuple(s["channel_mult"]),
             blocks=s["num_blocks"],
@@ -74,24 +74,21 @@ def network(init_kwargs: Mapping[str, Any], out_channels: int | None = None) -> 
             groups=None,
             embedding="positional",
             dropout=s["dropout"],
-            out_channels=out_channels,
-            num_classes=init_kwargs["label_dim"] or None,
+            out_channels=None if s["out_channels"] == channels else s["out_channels"],
+            num_classes=s["label_dim"] or None,
             augment=s["augment_dim"],
         )
     except ValueError as error:
         raise CheckpointError(f"settings of a DhariwalUNet: {error}") from error
 
 
-def tensors(
-    state: Mapping[str, Tensor], init_kwargs: Mapping[str, Any], out_channels: int | None = None
-) -> dict[str, Tensor]:
+def tensors(state: Mapping[str, Tensor], init_kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors under our names, half precision widened to float32.
 
     Args:
         state: names, such as ``enc.32x32_conv.weight`` (``model.`` before them or not), and
             tensors.
         init_kwargs: as :func:`network` takes them.
-        out_channels: likewise.
 
     Returns:
         What ``load_state_dict`` of :func:`network` takes strictly.
@@ -100,7 +97,7 @@ def tensors(
         CheckpointError: naming tensors that are missing, have no place or another shape.
     """
     with torch.device("meta"):
-        net = network(init_kwargs, out_channels)
+        net = network(init_kwargs)
     state = {key.removeprefix("model."): value for key, value in state.items()}
     names = dict(_modules(net))
     found, used = {}, set()

@@ -30,7 +30,7 @@ from ..model import ScoreModel
 from ..noise_labels import LogNoise, NearestStep, Time
 from ..parameterization import Eps, Karras, Parameterization, ScaledScore
 from ..sde import EDM, VP
-from . import edm2, song_unet
+from . import dhariwal, edm2, song_unet
 from .foreign import Foreign
 from .network_pickles import init_args, state_dict
 from .stand_ins import Persistent

@@ -57,7 +57,9 @@ def settings(
     except OSError as error:
         raise CheckpointError(f"cannot read {beside}: {error.strerror}") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{beside} is not valid JSON: {str(error).splitlines()[0]}") from error
+        raise CheckpointError(
+            f"{beside} is not valid JSON: {str(error).splitlines()[0]}"
+        ) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{beside} must hold a JSON mapping of settings")
     return content

@@ -25,7 +25,7 @@ from ..checkpoint import CheckpointError, fit
 from ..data.scaler import Scaler
 from ..model import ScoreModel
 from ..nets.layers import Attention, Downsample, ResBlock, Upsample
-from ..nets.ncsnpp import NCSNpp
+from ..nets.ncsnpp import NCSNpp, typed
 from ..noise_labels import NoiseLevel, Time
 from ..parameterization import Eps, Parameterization, RawScore
 from ..sde import DDPM, VE, VP, GaussianSDE, SubVP
@@ -268,13 +268,13 @@ def numbered(net: NCSNpp) -> Iterator[tuple[str, nn.Module]]:
     if net.embedding == "log-fourier" and net.conditional:
         yield from each("features")
     yield from each("embed1", "embed2", "stem")
-    for i, level in enumerate(net.encoder):
+    for i, level in enumerate(typed(net.encoder)):
         at = f"encoder.{i}"
         for j in range(len(level.stages)):
             yield from each(f"{at}.stages.{j}.block", f"{at}.stages.{j}.attention")
         yield from each(f"{at}.resample", f"{at}.pyramid")
     yield from each("middle.0.block", "middle.0.attention", "middle.1.block")
-    for i, level in enumerate(net.decoder):
+    for i, level in enumerate(typed(net.decoder)):
         at = f"decoder.{i}"
         for j in range(len(level.stages)):
             yield from each(f"{at}.stages.{j}.block")

@@ -235,9 +235,7 @@ class _Machine:
                 self.memo[index] = self.stack[-1]
         elif isinstance(target, Stateful):
             target.take(state)
-        elif (
-            type(target) is not dict or type(state) is not dict
-        ):  # a dict's attributes are dropped
+        elif type(target) is not dict or type(state) is not dict:  # a dict's own are dropped
             raise CheckpointError(f"its pickle sets the state of {_named(target)}")
 
 

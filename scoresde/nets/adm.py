@@ -38,6 +38,7 @@ from .layers import (
     activate,
     channels_last,
     margins,
+    weights_last,
 )
 from .ncsnpp import Level, Resampling, Stage
 from .resample import Resampler
@@ -328,7 +329,7 @@ class ADM(nn.Module):
         silence(self)
         for parameter in self.head.parameters():
             nn.init.zeros_(parameter)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        weights_last(self, n)
 
     def forward(
         self,

@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from ..config import unknown
 from .adm import Condition, Parts, Trunk, check, silence
-from .layers import activate, channels_last
+from .layers import activate, channels_last, weights_last
 
 POOLS = ("adaptive", "attention", "spatial", "spatial-v2")
 HIDDEN = 2048
@@ -160,7 +160,7 @@ class ADMClassifier(nn.Module):
             )
             ends = nn.Linear(features, HIDDEN), nn.Linear(HIDDEN, self.num_classes)
             self.out = nn.Sequential(ends[0], *between, ends[1])
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        weights_last(self, len(spatial))
 
     def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
         """``x (B, *shape)``, ``c_noise (B,)`` to logits ``(B, num_classes)``.

@@ -187,7 +187,7 @@ class DDPMUNet(nn.Module):
 
         self.mid = nn.ModuleList()
         if self.middle != "none":
-            scale = {"skip_scale": 1 / self.middle_scale}
+            scale: dict[str, Any] = {"skip_scale": 1 / self.middle_scale}
             attention = None
             if self.middle == "attention":
                 attention = attend(current, self._middle_norm, **scale)
@@ -210,7 +210,9 @@ class DDPMUNet(nn.Module):
         self.head_norm = self._norm(current)
         self.head = conv(current, self.out_channels or self.shape[0], 3, padding=1)
         self._initialise()
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if n > 1:
+            form = torch.channels_last_3d if n == 3 else torch.channels_last
+            self.to(memory_format=form)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor, c_noise: Tensor, y: Tensor | None = None) -> Tensor:
         """``x (B, C, *spatial)``, ``c_noise (B,)``, labels ``y`` to ``(B, out, *spatial)``.

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ from .layers import (
     CONV,
     Attention,
     Downsample,
+    GroupNorm,
     Pointwise,
     ResBlock,
     Upsample,
@@ -65,9 +66,14 @@ class Level(nn.Module):
         super().__init__()
         self.stages = nn.ModuleList()
         self.attention: Attention | None = None
-        self.norm: nn.GroupNorm | None = None
-        self.pyramid: nn.Module | None = None
+        self.norm: Any = None
+        self.pyramid: Any = None
         self.resample: nn.Module | None = None
+
+
+def typed(levels: nn.ModuleList) -> list[Level]:
+    """The levels in a list of modules."""
+    return cast("list[Level]", list(levels))
 
 
 @dataclass(eq=False, repr=False)
@@ -162,7 +168,7 @@ class NCSNpp(nn.Module):
         embedding = self._embedding() if self.conditional else 0
         conv, norm, resampler = CONV[n], self._norm, self.resampler
         filtered = resampler if self.taps else None
-        shared = {"norm": norm, "skip_scale": self.skip_scale}
+        shared: dict[str, Any] = {"norm": norm, "skip_scale": self.skip_scale}
 
         def block(inside: int, outside: int, resample: str | None = None) -> ResBlock:
             return ResBlock(
@@ -260,7 +266,7 @@ class NCSNpp(nn.Module):
 
         h = self.stem(x)
         skips, pyramid = [h], x
-        for level in self.encoder:
+        for level in typed(self.encoder):
             for stage in level.stages:
                 h = self._run(stage, h, embedding)
                 skips.append(h)
@@ -278,7 +284,7 @@ class NCSNpp(nn.Module):
             h = self._run(stage, h, embedding)
 
         out: Tensor | None = None
-        for level in self.decoder:
+        for level in typed(self.decoder):
             for stage in level.stages:
                 h = self._run(stage, torch.cat([h, skips.pop()], 1), embedding)
             if level.attention is not None:
@@ -334,11 +340,11 @@ class NCSNpp(nn.Module):
             sigma = high * torch.exp(c_noise * (math.log(low / high) / (count - 1)))
         return out / sigma.to(out.dtype).reshape(-1, *(1,) * (out.ndim - 1))
 
-    def _norm(self, channels: int) -> nn.GroupNorm:
+    def _norm(self, channels: int) -> GroupNorm:
         groups = self.groups or min(channels // 4, 32)
         if not groups or channels % groups:
             raise ValueError(f"{channels} channels do not split into {groups} groups")
-        return nn.GroupNorm(groups, channels, eps=1e-6)
+        return GroupNorm(groups, channels, eps=1e-6)
 
     def _embedding(self) -> int:
         """The layers of :meth:`embed`, and the width of what they give."""
@@ -356,9 +362,9 @@ class NCSNpp(nn.Module):
                 uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        ends = [self.head] if self.output_pyramid != "skip" else []
+        ends: list[Any] = [self.head] if self.output_pyramid != "skip" else []
         if self.output_pyramid == "skip":
-            ends += [level.pyramid for level in self.decoder]
+            ends += [level.pyramid for level in typed(self.decoder)]
         for module in self.modules():
             if isinstance(module, ResBlock):
                 ends.append(module.conv2)

@@ -15,6 +15,8 @@ Equations (Song et al., 2021), appendix H, https://arxiv.org/abs/2011.13456.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -60,9 +62,8 @@ class Resampler(nn.Module):
         if before != after:
             x = functional.pad(x, (before, after) * self.n)
             before = 0
-        kernel = self.kernel.to(x.dtype).flip([*range(2, self.n + 2)])  # torch correlates
-        weight = kernel.expand(x.shape[1], *kernel.shape[1:])
-        return CONV[self.n](x, weight, stride=stride, padding=before, groups=x.shape[1])
+        kernel = self.kernel.flip([*range(2, self.n + 2)])  # torch correlates
+        return self._each(CONV[self.n], x, kernel, stride, before)
 
     def down(self, x: Tensor) -> Tensor:
         """Half the resolution."""
@@ -75,10 +76,18 @@ class Resampler(nn.Module):
         """Twice the resolution."""
         if self.plain:
             return functional.interpolate(x, scale_factor=2.0)
-        kernel = (2.0**self.n * self.kernel).to(x.dtype)
-        weight = kernel.expand(x.shape[1], *kernel.shape[1:])
         pad = (len(self.taps) - 2) // 2
-        y = TRANSPOSED[self.n](x, weight, stride=2, padding=pad, groups=x.shape[1])
+        y = self._each(TRANSPOSED[self.n], x, 2.0**self.n * self.kernel, 2, pad)
         for axis in range(2, self.n + 2):
             y = y.narrow(axis, 0, 2 * x.shape[axis])
         return y
+
+    def _each(
+        self, conv: Callable[..., Tensor], x: Tensor, kernel: Tensor, stride: int, pad: int
+    ) -> Tensor:
+        """The kernel for each channel; a CPU has no fast one for half precision."""
+        half = x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16)
+        wide = x.float() if half else x
+        weight = kernel.to(wide.dtype).expand(x.shape[1], *kernel.shape[1:])
+        y = conv(wide, weight, stride=stride, padding=pad, groups=x.shape[1])
+        return y.to(x.dtype)

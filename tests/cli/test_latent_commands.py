@@ -154,7 +154,7 @@ def test_latents_of_other_models_are_told_apart(run, tmp_path):
         (["encode", "zoo:digits", "--solver", "hoin"], "did you mean 'heun'"),
         (["encode", "zoo:digits", "--steps", "5"], "chooses its own steps"),
         (["encode", "zoo:digits", "--t-min", "1e-7"], "trained times"),
-        (["encode", "nowhere"], "no such folder"),
+        (["encode", "nowhere"], "no such file or folder"),
         (["decode", "none.npz"], "no latents at none.npz: there is no such file"),
         (["decode", "noise.npz"], "holds no latents of 'scoresde encode', or is damaged"),
         (["decode", "text.npz"], "holds no latents of 'scoresde encode', or is damaged"),

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from scoresde.checkpoint import CheckpointError
-from scoresde.interop import unpickle
+from scoresde.interop import bytes_of_file, unpickle
 from scoresde.interop.network_pickles import Persistent, init_args, read_persistent, state_dict
 from scoresde.interop.torch_files import read_torch
 
@@ -251,6 +251,27 @@ def test_a_network_pickle_is_read_without_its_code(tmp_path, edm, protocol):
     same(ema.state["table"], net.table)
 
 
+def test_one_array_in_two_places_stays_one(tmp_path):
+    array = np.ones((2, 3))
+    for protocol in (2, 4, 5):
+        (tmp_path / "x").write_bytes(
+            pickle.dumps([array, array, array.dtype, array.dtype], protocol)
+        )
+        a, b, *_ = read_persistent(tmp_path / "x")
+        assert type(a) is torch.Tensor
+        assert a is b
+
+
+def test_large_tensors_are_never_held_twice(tmp_path, edm, monkeypatch):
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(nn.Parameter(torch.randn(300, 1000))))
+    sizes, plain = [], bytes_of_file.Window.read
+    monkeypatch.setattr(
+        bytes_of_file.Window, "read", lambda self, n: sizes.append(n) or plain(self, n)
+    )
+    assert read_persistent(tmp_path / "x.pkl").shape == (300, 1000)
+    assert max(sizes) <= unpickle.IN_MEMORY
+
+
 @pytest.mark.skipif(not FIXTURES.exists(), reason="the originals' files are not here")
 def test_real_files_load():
     files = [p for n in ("*.pth", "*.pt", "*.pkl") for p in FIXTURES.glob(f"*/{n}")]
@@ -284,6 +305,9 @@ GLOBALS = {
     "pickle.loads": b"cpickle\nloads\n" + CALL,
     "nt.system": b"(int\nsystem\n",
     "numpy.load": b"cnumpy\nload\n" + CALL,
+    "torch.nn.modules.linear.Linear.forward": (
+        b"\x8c\x17torch.nn.modules.linear\x8c\x0eLinear.forward\x93)R"
+    ),
     "torch.nn.modules.x.y": b"\x8c\x10torch.nn.modules\x8c\x03x.y\x93)R",
     r"posix\\n.system": b"\x8c\x06posix\n\x8c\x06system\x93)R",
 }
@@ -366,10 +390,14 @@ TRICKS = {
     "next buffer": (b"\x97", "opcode"),
     "left over": (b"K\x01K\x02", "puts items into"),
     "a module of code": (b"(X\x06\0\0\0moduleX\x01\0\0\0xNNtQ", "outside of its pickle"),
+    "a module like a storage": (
+        b"(X\x06\0\0\0modulectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x04tQ",
+        "outside of its pickle",
+    ),
     "global of numbers": (b"K\x01K\x01\x93", "not text"),
     "no device": (b"ctorch\ndevice\nK\0\x85R", "device"),
     "unknown device": (b"ctorch\ndevice\nX\x01\0\0\0x\x85R", "damaged"),
-    "endless name": (b"c" + b"a" * 5000, "without an end"),
+    "endless name": (b"c" + b"a" * 5000 + b"\nx\n", "without an end"),
     "encoded text": (b"c_codecs\nencode\nX\x01\0\0\0xX\x03\0\0\0hex\x86R", "encodes"),
 }  # fmt: skip
 
@@ -409,6 +437,11 @@ def test_objects_of_network_pickles_keep_to_themselves(tmp_path):
     }.items():
         (tmp_path / "x.pkl").write_bytes(fragments(code))
         refused(read_persistent, tmp_path / "x.pkl", reason)
+    blob = stream([torch.ones(1)], **OLD)
+    (tmp_path / "x.pkl").write_bytes(
+        fragments(BLOB + b"B" + struct.pack("<I", len(blob)) + blob + b"\x85R")
+    )
+    refused(read_persistent, tmp_path / "x.pkl", "hold something else")
 
 
 @pytest.mark.parametrize(
@@ -519,7 +552,19 @@ def test_modules_that_never_end_are_refused():
         state_dict(tower)
     broken = module()
     broken.state["_parameters"]["a"] = 3
-    for wrong in (broken, Persistent("M", {}), module(a={}), {}, module(a=Persistent("N"))):
+    twice, dotted = module(), module(a=module())
+    twice.state["_parameters"]["a"] = twice.state["_buffers"]["a"] = torch.ones(1)
+    dotted.state["_parameters"]["a.b"] = torch.ones(1)
+    dotted.state["_modules"]["a"].state["_parameters"]["b"] = torch.ones(1)
+    for wrong in (
+        broken,
+        twice,
+        dotted,
+        Persistent("M", {}),
+        module(a={}),
+        {},
+        module(a=Persistent("N")),
+    ):
         with pytest.raises(CheckpointError, match="pickle"):
             state_dict(wrong)
     for wrong in (module(), {}, None):
@@ -546,6 +591,7 @@ def test_the_archive_is_as_torch_writes_it(tmp_path):
     for field, value, reason in (
         (20, 1 << 30, "compressed"),
         (24, 1 << 30, "compressed"),
+        (10, 8, "compressed"),
         (42, 1 << 30, "exceeds the file"),
         (42, 7, "not where it should be"),
         (8, 1, "encrypted"),
@@ -596,6 +642,11 @@ def test_directories_of_64_bits_and_unaligned_records_are_read(tmp_path):
     wide += b"PK\x06\x07" + struct.pack("<IQI", 0, end, 1)
     tail = b"PK\x05\x06" + struct.pack("<HHHHIIH", 0, 0, count, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
     assert torch.equal(read_torch(path), torch.arange(4.0))
+    pair = fragments(tensor_code() + tensor_code(size=(2,)) + b"\x86")
+    a, b = read_torch(archive(tmp_path / "y.pth", pair, {"0": data}, top="un-aligned"))
+    assert a.data_ptr() % 16 == 0
+    b[0] = 9
+    assert a[0] == 9
     path.write_bytes(plain[:end] + wide + tail)
     assert torch.equal(read_torch(path), torch.arange(4.0))
     last = plain.rindex(b"PK\x01\x02")

@@ -1,0 +1,235 @@
+"""Models on the Hugging Face hub: ``hf:owner/name``, fetched into its cache, and uploaded.
+
+Of a repository only what :func:`scoresde.load` reads is fetched: one set of weights, safetensors
+before pickled ones, and the small files that describe them. Its code is never fetched nor run.
+The cache is that of the package ``huggingface_hub``, shared with every other user of it; without a
+network it is what is read.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from ..checkpoint import CheckpointError, save_model, write_yaml
+from ..tuning.files import FILE as TUNED
+from .card import model_card
+from .guided_flags import FILES as FLAGS
+
+if TYPE_CHECKING:
+    from ..model import ScoreModel
+
+DESCRIPTIONS = ("config.yaml", "model.safetensors", TUNED, "report.json")
+"""Files of a model of this toolkit."""
+PIPELINE = ("model_index.json", "config.json", "scheduler_config.json")
+NETWORKS = ("", "unet", "unet_ema", "transformer", "transformer_ema")
+"""Places of a network in a folder of diffusers."""
+WEIGHTS = re.compile(r"diffusion_pytorch_model\b.*\.(safetensors|bin)(\.index.*\.json)?")
+HALF = re.compile(r"\b(fp16|bf16)\b")
+CHECKPOINTS = (".pth", ".pt", ".pkl", ".ckpt", ".bin")
+STEP = re.compile(r"checkpoints/(step-\d+)/(?:ema|raw)\.safetensors")
+NAME = re.compile(r"(?P<repo>[^/@]+/[^/@]+)(?:/(?P<inside>[^@]+))?(?:@(?P<revision>.+))?")
+
+
+def fetched(name: str) -> Path:
+    """The folder or file of a model on the hub, in the local cache.
+
+    Args:
+        name: ``owner/name``, ``owner/name/folder`` or ``owner/name/file.pkl``, and ``@revision``
+            (a branch, a tag or a commit) after either.
+
+    Raises:
+        CheckpointError: if there is no such model, it is not public, the hub cannot be reached
+            and the cache does not hold it, or ``huggingface_hub`` is not installed.
+    """
+    match = NAME.fullmatch(name)
+    inside = "" if match is None else (match["inside"] or "").strip("/")
+    if match is None or not {".", ".."}.isdisjoint(PurePosixPath(inside).parts):
+        raise CheckpointError(
+            f"hf:{name} names no model: accepted are hf:owner/name, a folder or file in it as "
+            "hf:owner/name/folder, and hf:owner/name@revision"
+        )
+    hub = _package()
+    repo, revision = match["repo"], match["revision"]
+    with _one_line(repo, revision):
+        offline = hub.errors.OfflineModeIsEnabled, hub.errors.LocalEntryNotFoundError
+        try:
+            files = hub.HfApi().list_repo_files(repo, revision=revision)
+        except (hub.errors.HfHubHTTPError, hub.errors.HFValidationError):
+            raise  # an answer of the hub, or none that it could give
+        except (*offline, OSError, _transport()):
+            folder = Path(hub.snapshot_download(repo, revision=revision, local_files_only=True))
+            _check(folder, inside, repo)
+        else:
+            wanted = needed(files, inside)
+            if not wanted:
+                raise CheckpointError(f"hf:{name} holds no model: {_listed(files, inside)}")
+            folder = Path(
+                hub.snapshot_download(
+                    repo, revision=revision, allow_patterns=[_literal(file) for file in wanted]
+                )
+            )
+    return folder / inside if inside else folder
+
+
+def needed(files: Sequence[str], inside: str = "") -> list[str]:
+    """The files of a repository that are read, none if there is no model in it.
+
+    Args:
+        files: all of its files.
+        inside: a folder or file in it.
+
+    Raises:
+        CheckpointError: if there are several checkpoints, of which one has to be named.
+    """
+    place = f"{inside}/" if inside else ""
+    if inside in files:
+        home = str(PurePosixPath(inside).parent)
+        home = "" if home == "." else f"{home}/"
+        return [inside, *(home + flags for flags in FLAGS if home + flags in files)]
+    here = [file.removeprefix(place) for file in files if file.startswith(place)]
+    if "config.yaml" in here:
+        found = [file for file in here if file in DESCRIPTIONS]
+        steps = sorted({m[1] for file in here if (m := STEP.fullmatch(file))})
+        if "model.safetensors" not in here and steps:
+            found += [file for file in here if file.startswith(f"checkpoints/{steps[-1]}/")]
+        return [place + file for file in found]
+    if pipeline := _pipeline(here):
+        above = PurePosixPath(inside).parent.as_posix() if inside else "."
+        above = "" if above == "." else f"{above}/"
+        outer = [f"{above}model_index.json", f"{above}scheduler/scheduler_config.json"]
+        own = [place + file for file in pipeline]
+        return own + [file for file in outer if file in files and file not in own]
+    single = [file for file in here if "/" not in file and file.endswith(CHECKPOINTS)]
+    if len(single) > 1:
+        raise CheckpointError(
+            f"the repository holds several checkpoints: name one, as in "
+            f"hf:owner/name/{place}{single[0]} (there are {', '.join(single[:6])})"
+        )
+    return [place + file for file in (*single, *(f for f in FLAGS if single and f in here))]
+
+
+def _pipeline(here: Sequence[str]) -> list[str]:
+    """The files of a folder of diffusers: descriptions, and of each network one set of weights."""
+    found = [file for file in here if file in (*PIPELINE, "scheduler/scheduler_config.json")]
+    weights = []
+    for network in NETWORKS:
+        place = f"{network}/" if network else ""
+        own = [f for f in here if f.startswith(place) and WEIGHTS.fullmatch(f[len(place) :])]
+        safe = [file for file in own if ".safetensors" in file]
+        own = safe or own
+        full = [file for file in own if not HALF.search(file)]
+        if own:
+            weights += full or own
+            weights += [f"{place}config.json"] if network and f"{place}config.json" in here else []
+    return found + weights if weights else []
+
+
+def push(
+    model: ScoreModel,
+    repo_id: str,
+    *,
+    private: bool = False,
+    token: str | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    licence: str | None = None,
+    message: str = "A model of scoresde",
+) -> str:
+    """Uploads a model with its card, as :meth:`scoresde.ScoreModel.push_to_hub` says."""
+    with tempfile.TemporaryDirectory() as folder:
+        write(model, Path(folder), repo_id, metrics, licence)
+        return upload(Path(folder), repo_id, private=private, token=token, message=message)
+
+
+def write(
+    model: ScoreModel,
+    folder: Path,
+    repo_id: str,
+    metrics: Mapping[str, Any] | None = None,
+    licence: str | None = None,
+) -> None:
+    """Writes what a repository holds: weights, ``config.yaml``, tuned grids, and the card."""
+    save_model(model, folder)
+    if model.tuned:
+        write_yaml(folder / TUNED, {"tuned": list(model.tuned)})
+    card = model_card(model, metrics, repo_id=repo_id, licence=licence)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def upload(
+    folder: Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    token: str | None = None,
+    message: str = "A model of scoresde",
+) -> str:
+    """Uploads a folder in one commit, into a repository that is made if it is not there.
+
+    Returns:
+        The address of the repository.
+
+    Raises:
+        CheckpointError: in one line, if the hub refuses it or cannot be reached.
+    """
+    hub = _package()
+    with _one_line(repo_id, None):
+        api = hub.HfApi(token=token)
+        url = api.create_repo(repo_id, private=private, exist_ok=True)
+        api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message)
+    return str(url)
+
+
+def _package() -> Any:
+    try:
+        import huggingface_hub
+        import huggingface_hub.errors
+    except ImportError as error:
+        raise CheckpointError(
+            'models on the hub need the package huggingface_hub: pip install "scoresde[hub]"'
+        ) from error
+    return huggingface_hub
+
+
+def _transport() -> type[Exception]:
+    """What the package's own HTTP library raises without a network, where that is no OSError."""
+    import huggingface_hub.errors as errors
+
+    bases = [c for c in errors.HfHubHTTPError.__mro__ if c.__name__ in ("HTTPError", "HTTPStatusError")]
+    return next((c for c in bases if issubclass(c, Exception)), OSError)
+
+
+@contextmanager
+def _one_line(repo: str, revision: str | None) -> Iterator[None]:
+    """Turns what the hub or its package raises into one line."""
+    from huggingface_hub import errors
+
+    named = f"hf:{repo}" if revision is None else f"hf:{repo}@{revision}"
+    page = f"https://huggingface.co/{repo}"
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except errors.HFValidationError as error:
+        raise CheckpointError(f"{named} is no name on the hub: {_short(error)}") from error
+    except errors.GatedRepoError as error:
+        raise CheckpointError(
+            f"{named} is gated: accept its terms at {page} and log in (hf auth login)"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise CheckpointError(f"{named}: {repo} has no revision {revision!r}") from error
+    except errors.RepositoryNotFoundError as error:
+        raise CheckpointError(
+            f"no model at {named}: the hub has no such repository, or it is private and needs a "
+            "login (hf auth login)"
+        ) from error
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        raise CheckpointError(
+            f"no model at {named}: the hub cannot be reached, and the cache does not hold it"
+        ) from error
+    except (OSError, ValueError, _transport()) as error:
+        raise CheckpointError(f"{named}: the hub failed: {_short(error)}") from error
