@@ -12,6 +12,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -60,7 +61,7 @@ def cost(model: ScoreModel) -> Cost:
     net.eval()
     try:
         with FakeTensorMode(allow_non_fake_inputs=True) as fake:
-            state = {
+            state: dict[str, Tensor] = {
                 name: fake.from_tensor(value)
                 for name, value in (*net.named_parameters(), *net.named_buffers())
             }
@@ -130,10 +131,10 @@ class Live(TorchDispatchMode):
         if key in self.known or key in self.sizes:
             return
         self.sizes[key] = storage.nbytes()
-        self.watched[key] = weakref.ref(storage, lambda _, key=key: self._drop(key))
+        self.watched[key] = weakref.ref(storage, partial(self._drop, key))
         self.now += self.sizes[key]
         self.peak = max(self.peak, self.now)
 
-    def _drop(self, key: int) -> None:
+    def _drop(self, key: int, _: Any) -> None:
         self.now -= self.sizes.pop(key, 0)
         self.watched.pop(key, None)

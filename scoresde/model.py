@@ -6,7 +6,7 @@ class :class:`Score` adds the equivalent readings of it: noise, denoised data, O
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -150,6 +150,42 @@ class ScoreModel(nn.Module, Score):
         from .checkpoint import save_model
 
         save_model(self, Path(folder))
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        token: str | None = None,
+        metrics: Mapping[str, Any] | None = None,
+        licence: str | None = None,
+        message: str = "A model of scoresde",
+    ) -> str:
+        """Uploads the model to the Hugging Face hub, with a card that says what it is.
+
+        ``scoresde.load("hf:owner/name")`` reads it again. Needs ``pip install "scoresde[hub]"``
+        and a login (``hf auth login``) or a token.
+
+        Args:
+            repo_id: ``owner/name``; made if it is not there.
+            private: whether a repository that is made is private.
+            token: of a login with write access, that of ``hf auth login`` if None.
+            metrics: figures for the card, as ``{"bits_per_dim": 1.27, "dataset": "mnist"}``.
+            licence: identifier of the weights' licence, such as ``"apache-2.0"``.
+            message: of the commit.
+
+        Returns:
+            The address of the repository.
+
+        Raises:
+            CheckpointError: in one line, if the hub refuses it or cannot be reached.
+        """
+        from .interop.hub import push
+
+        return push(
+            self, repo_id, private=private, token=token, metrics=metrics, licence=licence,
+            message=message,
+        )  # fmt: skip
 
 
 @contextmanager

@@ -123,6 +123,19 @@ class Threshold(Score):
         x0 = (x + match(power, x) * score) / match(alpha, x)
         return score - match(alpha / power, x) * (x0 - self.clip(x0))
 
+    def noise_and_variance(
+        self, x: Tensor, t: float | Tensor, **cond: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """``eps' = eps + alpha/sigma (x0 - x0')``, and the ``v`` of the wrapped score, if any."""
+        t = as_time(t, x)
+        head = getattr(self.score, "noise_and_variance", None)
+        if head is None:
+            return self.noise(x, t, **cond), None
+        eps, v = head(x, t, **cond)
+        alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
+        x0 = (x - match(sigma, x) * eps) / match(alpha, x)
+        return eps + match(alpha / sigma, x) * (x0 - self.clip(x0)), v
+
     def clip(self, x0: Tensor) -> Tensor:
         """``clamp(x0, -s, s) bound/s``, of the shape of ``x0 (B, *shape)``."""
         if self.mode == "static":

@@ -14,7 +14,7 @@ import click
 
 COMMANDS = (
     "train", "sample", "likelihood", "dequantize", "encode", "decode", "interpolate", "bench",
-    "tune", "info", "check",
+    "tune", "convert", "info", "check",
 )  # fmt: skip
 
 
@@ -44,6 +44,7 @@ def cli() -> None:
       scoresde sample                  draws MNIST digits from the model that ships with it
       scoresde likelihood              bits/dim of held-out MNIST under that model
       scoresde interpolate 0 1         the way between two held-out digits, through their latents
+      scoresde convert SRC DST         a checkpoint of another project becomes a model of this one
     """
 
 

@@ -21,7 +21,13 @@ def held_out_data(run: str, source: str | None, split: str, train: bool = False)
         if train or split == "test":
             return load_splits(config)[which]
         return load(source, split)
-    stored = read_yaml(locate(run) / "config.yaml").get("data")
+    file = locate(run) / "config.yaml"
+    if not file.is_file():  # a model of another project
+        raise ValueError(
+            f"{run} is of another project, and does not say which data it held out: "
+            "name them with --data"
+        )
+    stored = read_yaml(file).get("data")
     if stored is None:
         raise ValueError(f"{run} does not say which data it held out: name them with --data")
     return load_splits(construct(DataConfig, stored, "data"))[which]

@@ -3,89 +3,140 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import options
+from . import foreign, options
+
+if TYPE_CHECKING:
+    from ..model import ScoreModel
+
+FACTS = (
+    "shape", "sde", "parameterization", "noise label", "network", "classes", "learned variance",
+    "parameters", "weights",
+)  # fmt: skip
+"""Those that say what a model is, not what it costs."""
+OF = {
+    "weights memory": "",
+    "forward memory": " for the activations of one item",
+    "gradient memory": " with those for a vector-Jacobian product",
+}
 
 
 @click.command(name="info")
 @click.argument("run", default=options.DEFAULT_MODEL)
+@foreign.settings
 @options.weights
 @options.device
 @options.report
-def command(run: str, weights: str, device_name: str, json_file: Path | None) -> None:
-    """Say what a model is: process, network, cost, training and figures so far.
+def command(
+    run: str,
+    config: Path | None,
+    settings: tuple[str, ...],
+    weights: str,
+    device_name: str,
+    json_file: Path | None,
+) -> None:
+    """Say what a model is: format, process, network, cost, training and figures so far.
 
     \b
     Examples:
       scoresde info
       scoresde info runs/digits-vp --json info.json
+      scoresde info checkpoint_8.pth --config config.json
+      scoresde info hf:google/ddpm-cifar10-32
     """
-    from ..checkpoint import load, locate, step_folders
+    from ..checkpoint import locate, step_folders
 
     options.check_writable(json_file)
-    model = load(run, weights=weights, device=options.pick_device(device_name))
+    device = options.pick_device(device_name)
+    found = foreign.opened(run, weights, config, settings)
+    facts = {"format": found.source, **model_facts(found.model.to(device))}
+    if found.source != foreign.OURS:
+        facts["left out"] = list(found.unmapped)
     folder = locate(run)
-    facts = model_facts(model)
     report = folder / "report.json"
-    if report.exists():
+    if report.is_file():
         facts["report"] = json.loads(report.read_text())
-    if checkpoints := step_folders(folder):
+    if folder.is_dir() and (checkpoints := step_folders(folder)):
         facts["checkpoint"] = checkpoints[-1].name
     options.write_json(json_file, facts)
+    show(facts)
+
+
+def show(facts: Mapping[str, Any]) -> None:
+    """Prints facts, a line each."""
+    from ..interop.card import flat
+
     for key, value in facts.items():
         if key == "report":
             options.speak("report")
             for name, entry in flat(value).items():
                 options.speak(f"  {name:<28} {entry}")
-        elif isinstance(value, dict):
-            options.speak(f"{key:<16} " + ", ".join(f"{k}={v}" for k, v in value.items()))
+        elif key == "left out":
+            for line in value or ["nothing"]:
+                options.speak(f"{key:<22} {line}")
         else:
-            options.speak(f"{key:<16} {value}")
+            options.speak(f"{key:<22} {said(key, value)}")
 
 
-def model_facts(model: Any) -> dict[str, Any]:
-    """Process, parameterization, network and its cost for one item."""
+def said(key: str, value: Any) -> str:
+    """A fact in words."""
+    from ..interop.card import label
+
+    if value is None:
+        return {"scaler": "none", "classes": "none"}.get(key, "not known")
+    if key == "noise label":
+        return label(value)
+    if key == "multiply-adds":
+        return f"{value:,} a forward pass of one item"
+    if key == "parameters":
+        return f"{value:,}"
+    if key.endswith("memory"):
+        scale, unit = (2**20, "MiB") if value >= 2**20 else (2**10, "KiB")
+        return f"{value / scale:.1f} {unit}{OF[key]}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k}={member(v)}" for k, v in value.items())
+    return member(value)
+
+
+def member(value: Any) -> str:
+    """A value among others: a list in brackets."""
+    from ..interop.card import figure
+
+    if isinstance(value, Mapping):
+        return str(value.get("name", value))
+    return f"[{figure(value)}]" if isinstance(value, list) else figure(value)
+
+
+def model_facts(model: ScoreModel) -> dict[str, Any]:
+    """Process, parameterization, network and its cost for one item, as JSON takes them."""
     from ..config import describe
+    from ..cost import cost
+    from ..interop.card import classes, learns_variance
     from ..sde.base import as_time
 
-    sde = model.sde
+    sde, price = model.sde, cost(model)
+    predicts = describe(model.parameterization)
+    told = predicts.pop("label")
     return {
-        "shape": tuple(model.shape),
+        "shape": None if model.shape is None else list(model.shape),
         "sde": describe(sde),
         "default solver": sde.default_solver,
         "SNR at t_max": f"{float((2 * sde.log_snr(as_time(sde.t_max))).exp()):.2e} (unit data)",
-        "parameterization": describe(model.parameterization),
-        "scaler": describe(model.scaler) if model.scaler else "none",
+        "parameterization": predicts,
+        "noise label": told,
+        "scaler": describe(model.scaler) if model.scaler else None,
         "network": describe(model.net),
-        "parameters": f"{sum(p.numel() for p in model.net.parameters()):,}",
-        "multiply-adds": f"{multiply_adds(model):,} a forward pass of one item",
+        "classes": classes(model),
+        "learned variance": learns_variance(model),
+        "parameters": price.parameters,
+        "weights memory": price.weight_bytes,
+        "multiply-adds": price.multiply_adds,
+        "forward memory": price.forward_bytes,
+        "gradient memory": price.vjp_bytes,
         "weights": model.weights,
     }
-
-
-def multiply_adds(model: Any) -> int:
-    """Multiply-adds of one forward pass of one item, counted by torch."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    device = next(model.parameters()).device
-    labels = getattr(model.net, "num_classes", None) is not None
-    cond = {"y": torch.zeros(1, dtype=torch.long, device=device)} if labels else {}
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(1, *model.shape, device=device), model.sde.t_max, **cond)
-    return int(counter.get_total_flops()) // 2
-
-
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested figures as ``a.b`` keys."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            found.update(flat(value, f"{prefix}{key}."))
-        else:
-            found[prefix + key] = value
-    return found

@@ -130,7 +130,7 @@ def configuration(net: NCSNpp) -> dict[str, Any]:
     _check_groups([widths[i] for i in levels if i in net.attention])
     return {
         "_class_name": "UNet2DModel",
-        "sample_size": list(net.shape[1:]),
+        "sample_size": side(net.shape),
         "center_input_sample": net.center_input,
         "time_embedding_type": "fourier" if fourier else "positional",
         "freq_shift": 1,
@@ -145,6 +145,12 @@ def configuration(net: NCSNpp) -> dict[str, Any]:
         "norm_num_groups": None,
         "norm_eps": 1e-6,
     }
+
+
+def side(shape: tuple[int, ...]) -> int | list[int]:
+    """``sample_size`` of a shape: one number of a square, which some pipelines need."""
+    _, height, width = shape
+    return height if height == width else [height, width]
 
 
 def _check_groups(widths: list[int]) -> None:

@@ -182,7 +182,7 @@ def export(net: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
         groups = net.groups if groups is None else groups or None
     levels = range(len(net.widths))
     config = {
-        "sample_size": list(net.shape[1:]),
+        "sample_size": diffusers_skip.side(net.shape),
         "in_channels": net.shape[0],
         "out_channels": net.out_channels or net.shape[0],
         "center_input_sample": net.center_input,

@@ -8,6 +8,7 @@ network it is what is read.
 
 from __future__ import annotations
 
+import glob
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -56,21 +57,28 @@ def fetched(name: str) -> Path:
     hub = _package()
     repo, revision = match["repo"], match["revision"]
     with _one_line(repo, revision):
-        offline = hub.errors.OfflineModeIsEnabled, hub.errors.LocalEntryNotFoundError
         try:
-            files = hub.HfApi().list_repo_files(repo, revision=revision)
-        except (hub.errors.HfHubHTTPError, hub.errors.HFValidationError):
-            raise  # an answer of the hub, or none that it could give
-        except (*offline, OSError, _transport()):
+            files = [f.rfilename for f in hub.HfApi().model_info(repo, revision=revision).siblings]
+        except _answers():
+            raise
+        except Exception:  # no network, in the words of whichever HTTP library the package uses
             folder = Path(hub.snapshot_download(repo, revision=revision, local_files_only=True))
-            _check(folder, inside, repo)
+            files = [file.relative_to(folder).as_posix() for file in folder.rglob("*")]
+            if inside and inside not in files:
+                raise CheckpointError(
+                    f"the hub cannot be reached, and the cache holds hf:{repo} without {inside}"
+                ) from None
         else:
             wanted = needed(files, inside)
             if not wanted:
-                raise CheckpointError(f"hf:{name} holds no model: {_listed(files, inside)}")
+                raise CheckpointError(
+                    f"hf:{name} holds no model among its {len(files)} files: no config.yaml with "
+                    "model.safetensors, no network of diffusers, no checkpoint"
+                )
+            patterns = [glob.escape(file) for file in wanted]
             folder = Path(
                 hub.snapshot_download(
-                    repo, revision=revision, allow_patterns=[_literal(file) for file in wanted]
+                    repo, revision=revision, allow_patterns=patterns, tqdm_class=_bar()
                 )
             )
     return folder / inside if inside else folder
@@ -92,11 +100,12 @@ def needed(files: Sequence[str], inside: str = "") -> list[str]:
         home = "" if home == "." else f"{home}/"
         return [inside, *(home + flags for flags in FLAGS if home + flags in files)]
     here = [file.removeprefix(place) for file in files if file.startswith(place)]
-    if "config.yaml" in here:
+    steps = sorted({m[1] for file in here if (m := STEP.fullmatch(file))})
+    if "config.yaml" in here and ("model.safetensors" in here or steps):
         found = [file for file in here if file in DESCRIPTIONS]
-        steps = sorted({m[1] for file in here if (m := STEP.fullmatch(file))})
-        if "model.safetensors" not in here and steps:
-            found += [file for file in here if file.startswith(f"checkpoints/{steps[-1]}/")]
+        if "model.safetensors" not in here:
+            last = f"checkpoints/{steps[-1]}/"
+            found += [f for f in here if f.startswith(last) and f.endswith(".safetensors")]
         return [place + file for file in found]
     if pipeline := _pipeline(here):
         above = PurePosixPath(inside).parent.as_posix() if inside else "."
@@ -195,12 +204,26 @@ def _package() -> Any:
     return huggingface_hub
 
 
-def _transport() -> type[Exception]:
-    """What the package's own HTTP library raises without a network, where that is no OSError."""
-    import huggingface_hub.errors as errors
+def _answers() -> tuple[type[Exception], ...]:
+    """What the hub, or the package's check of a name, answers where there is no such model."""
+    from huggingface_hub import errors
 
-    bases = [c for c in errors.HfHubHTTPError.__mro__ if c.__name__ in ("HTTPError", "HTTPStatusError")]
-    return next((c for c in bases if issubclass(c, Exception)), OSError)
+    return (
+        errors.HFValidationError,
+        errors.RepositoryNotFoundError,  # a gated one is of this kind
+        errors.RevisionNotFoundError,
+    )
+
+
+def _bar() -> Any:
+    """A progress bar that keeps quiet where there is no terminal."""
+    from tqdm.auto import tqdm
+
+    class Bar(tqdm):  # type: ignore[type-arg]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **{**kwargs, "disable": kwargs.get("disable") or None})
+
+    return Bar
 
 
 @contextmanager
@@ -209,27 +232,33 @@ def _one_line(repo: str, revision: str | None) -> Iterator[None]:
     from huggingface_hub import errors
 
     named = f"hf:{repo}" if revision is None else f"hf:{repo}@{revision}"
-    page = f"https://huggingface.co/{repo}"
     try:
         yield
     except CheckpointError:
         raise
-    except errors.HFValidationError as error:
-        raise CheckpointError(f"{named} is no name on the hub: {_short(error)}") from error
-    except errors.GatedRepoError as error:
-        raise CheckpointError(
-            f"{named} is gated: accept its terms at {page} and log in (hf auth login)"
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise CheckpointError(f"{named}: {repo} has no revision {revision!r}") from error
-    except errors.RepositoryNotFoundError as error:
-        raise CheckpointError(
-            f"no model at {named}: the hub has no such repository, or it is private and needs a "
-            "login (hf auth login)"
-        ) from error
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        raise CheckpointError(
-            f"no model at {named}: the hub cannot be reached, and the cache does not hold it"
-        ) from error
-    except (OSError, ValueError, _transport()) as error:
-        raise CheckpointError(f"{named}: the hub failed: {_short(error)}") from error
+    except Exception as error:  # that of its HTTP library has no place in its errors
+        if isinstance(error, errors.HFValidationError):
+            said = f"{named} is no name on the hub: {_short(error)}"
+        elif isinstance(error, errors.GatedRepoError):
+            said = (
+                f"{named} is gated: accept its terms at https://huggingface.co/{repo} and log in "
+                "(hf auth login)"
+            )
+        elif isinstance(error, errors.RevisionNotFoundError):
+            said = f"no model at {named}: the repository has no revision {revision!r}"
+        elif isinstance(error, errors.RepositoryNotFoundError):
+            said = (
+                f"no model at {named}: there is no such repository, or it is not public and "
+                "needs a login (hf auth login)"
+            )
+        elif isinstance(error, (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)):
+            said = f"no model at {named}: the hub cannot be reached, the cache lacks it or a part"
+        else:
+            said = f"the hub does not serve {named}: {_short(error)}"
+        raise CheckpointError(said) from error
+
+
+def _short(error: Exception) -> str:
+    """The first sentence or line of what a package says."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200].rstrip(".: ") if lines else type(error).__name__

@@ -7,7 +7,7 @@ of the method are not part of a model. ``ScoreSdeVeScheduler`` is the process VE
 told the noise level and give the score of data in [0, 1].
 
 A table whose last step is rescaled to carry no signal has no finite log-SNR there: its last
-``alpha_bar`` is 2^-24 here, as some of diffusers' schedulers take it.
+``alpha_bar`` is a quarter of the one before here, at most 2^-24.
 
 Source: fields, defaults and conventions are those that diffusers 0.42 shows,
 https://huggingface.co/docs/diffusers/api/schedulers/overview; the rescaling: Common Diffusion
@@ -154,7 +154,7 @@ def _rescaled(table: DDPM) -> tuple[float, ...]:
     a = table.alpha(torch.arange(1, count + 1, dtype=torch.float64) / count)
     a = (a - a[-1]) * a[0] / (a[0] - a[-1])
     bars = a**2
-    bars[-1] = 2.0**-24
+    bars[-1] = torch.minimum(bars[-2] / 4, bars.new_tensor(2.0**-24))
     return _betas(bars)
 
 

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from ..checkpoint import CheckpointError, fit
 from ..data.scaler import Scaler
 from ..model import ScoreModel
-from ..nets.layers import Attention, Downsample, ResBlock, Upsample
-from ..nets.ncsnpp import NCSNpp, typed
+from ..nets.layers import Attention, Downsample, ResBlock, Upsample, typed
+from ..nets.ncsnpp import NCSNpp
 from ..noise_labels import NoiseLevel, Time
 from ..parameterization import Eps, Parameterization, RawScore
 from ..sde import DDPM, VE, VP, GaussianSDE, SubVP

@@ -33,14 +33,17 @@ from .layers import (
     CONV,
     Attention,
     Downsample,
+    GroupNorm,
+    Level,
+    Resampling,
     ResBlock,
+    Stage,
     Upsample,
     activate,
     channels_last,
     margins,
     weights_last,
 )
-from .ncsnpp import Level, Resampling, Stage
 from .resample import Resampler
 
 STRETCH = {1: "linear", 2: "bilinear", 3: "trilinear"}
@@ -75,12 +78,12 @@ class Parts:
         """The mean of neighbours, and the nearest neighbour."""
         return Resampler(self.n)
 
-    def norm(self, channels: int) -> nn.GroupNorm:
+    def norm(self, channels: int) -> GroupNorm:
         """A group norm."""
         groups = self.groups or min(channels // 4, 32)
         if not groups or channels % groups:
             raise ValueError(f"{channels} channels do not split into {groups} groups")
-        return nn.GroupNorm(groups, channels, eps=1e-5)
+        return GroupNorm(groups, channels, eps=1e-5)
 
     def block(self, inside: int, outside: int, resample: str | None = None) -> ResBlock:
         """A residual block, which may change the resolution."""

@@ -31,14 +31,15 @@ from .layers import (
     CONV,
     Attention,
     Downsample,
+    GroupNorm,
     ResBlock,
+    Stage,
     Upsample,
     activate,
     channels_last,
     margins,
     uniform_,
 )
-from .ncsnpp import Stage
 from .resample import Resampler
 
 EMBEDDINGS = ("waves", "positional", "fourier", "log-fourier", "learned")
@@ -281,7 +282,7 @@ class DDPMUNet(nn.Module):
     def _group_norm(self, groups: int, channels: int) -> nn.GroupNorm:
         if channels % groups:
             raise ValueError(f"{channels} channels do not split into {groups} groups")
-        return nn.GroupNorm(groups, channels, eps=self.eps)
+        return GroupNorm(groups, channels, eps=self.eps)
 
     def _embedding(self) -> int:
         """The layers of :meth:`embed`, and the width of what they give."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +12,24 @@ from torch.nn import functional
 from ..config import unknown
 
 
-class Waves(nn.Module):
-    """``[cos(w_k c), sin(w_k c)]``, ``w_k`` geometric from 1/2 to 8; for ``c`` in [-2, 2]."""
+class Features(nn.Module):
+    """Base of features whose frequencies stay in float32 when the network goes to half precision.
+
+    Half precision would turn a step of 1000, or a wide random frequency, by whole radians.
+    """
 
     frequencies: Tensor
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        kept = self.frequencies
+        super()._apply(fn, recurse)
+        if self.frequencies.dtype in (torch.bfloat16, torch.float16):
+            self.frequencies = kept.to(self.frequencies.device)
+        return self
+
+
+class Waves(Features):
+    """``[cos(w_k c), sin(w_k c)]``, ``w_k`` geometric from 1/2 to 8; for ``c`` in [-2, 2]."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -47,7 +62,7 @@ class NoiseEmbedding(nn.Module):
         return self.mlp(self.waves(c_noise).to(next(self.mlp.parameters()).dtype))
 
 
-class Positional(nn.Module):
+class Positional(Features):
     """Sines and cosines of a label of about 0 to 1000, a step of a discrete chain.
 
         w_k = 10000^(-k / (width/2 - shift)),   [sin(w_k c), cos(w_k c)] or the cosines first
@@ -59,8 +74,6 @@ class Positional(nn.Module):
 
     Source: Attention Is All You Need (Vaswani et al., 2017), https://arxiv.org/abs/1706.03762.
     """
-
-    frequencies: Tensor
 
     def __init__(self, width: int, shift: float = 1.0, cos_first: bool = False) -> None:
         super().__init__()
@@ -76,7 +89,7 @@ class Positional(nn.Module):
         return functional.pad(torch.cat(waves, 1), (0, self.odd))
 
 
-class Fourier(nn.Module):
+class Fourier(Features):
     """Random Fourier features ``[sin(2 pi w_k c), cos(2 pi w_k c)]``, ``w_k ~ N(0, scale^2)``.
 
     Args:
@@ -87,8 +100,6 @@ class Fourier(nn.Module):
     Source: Fourier Features Let Networks Learn High Frequency Functions in Low Dimensional
     Domains (Tancik et al., 2020), https://arxiv.org/abs/2006.10739.
     """
-
-    frequencies: Tensor
 
     def __init__(self, width: int, scale: float = 16.0, log: bool = False) -> None:
         super().__init__()

@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .resample import Resampler
+from .resample import Resampler, half_on_cpu
 
 CONV: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
@@ -49,8 +49,7 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, *spatial)`` to the same shape; sums are in float32."""
-        half = x.dtype in (torch.bfloat16, torch.float16)
-        if not half or x.device.type != "cpu" or math.prod(x.shape[2:]) >= 1024:
+        if not half_on_cpu(x) or math.prod(x.shape[2:]) >= 1024:
             return super().forward(x)
         places = tuple(range(2, x.ndim))
         shape = (len(x), self.num_groups, -1)
@@ -269,6 +268,49 @@ class Upsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(B, inside, *spatial)`` to ``(B, outside, *2 spatial)``."""
         return self.conv(self.resampler.up(x))
+
+
+class Resampling(nn.Module):
+    """Twice or half the resolution, nothing else."""
+
+    def __init__(self, resampler: Resampler, way: str) -> None:
+        super().__init__()
+        self.change = resampler.up if way == "up" else resampler.down
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C, *spatial)`` at the other resolution."""
+        return self.change(x)
+
+
+class Stage(nn.Module):
+    """A residual block, with attention after it where asked for."""
+
+    def __init__(self, block: ResBlock, attention: Attention | None) -> None:
+        super().__init__()
+        self.block = block
+        self.attention = attention
+
+    def forward(self, x: Tensor, embedding: Tensor | None) -> Tensor:
+        """As :class:`ResBlock`."""
+        x = self.block(x, embedding)
+        return x if self.attention is None else self.attention(x)
+
+
+class Level(nn.Module):
+    """What happens at one resolution, on the way down or up; what is absent is None."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList()
+        self.attention: Attention | None = None
+        self.norm: Any = None
+        self.pyramid: Any = None
+        self.resample: nn.Module | None = None
+
+
+def typed(levels: nn.ModuleList) -> list[Level]:
+    """The levels in a list of modules."""
+    return cast("list[Level]", list(levels))
 
 
 def uniform_(weight: Tensor, scale: float = 1.0) -> None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -33,47 +33,21 @@ from .layers import (
     Attention,
     Downsample,
     GroupNorm,
+    Level,
     Pointwise,
+    Resampling,
     ResBlock,
+    Stage,
     Upsample,
     activate,
     channels_last,
     joined,
     margins,
+    typed,
     uniform_,
+    weights_last,
 )
 from .resample import Resampler
-
-
-class Stage(nn.Module):
-    """A residual block, with attention after it where asked for."""
-
-    def __init__(self, block: ResBlock, attention: Attention | None) -> None:
-        super().__init__()
-        self.block = block
-        self.attention = attention
-
-    def forward(self, x: Tensor, embedding: Tensor | None) -> Tensor:
-        """As :class:`~scoresde.nets.layers.ResBlock`."""
-        x = self.block(x, embedding)
-        return x if self.attention is None else self.attention(x)
-
-
-class Level(nn.Module):
-    """What happens at one resolution, on the way down or up; what is absent is None."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stages = nn.ModuleList()
-        self.attention: Attention | None = None
-        self.norm: Any = None
-        self.pyramid: Any = None
-        self.resample: nn.Module | None = None
-
-
-def typed(levels: nn.ModuleList) -> list[Level]:
-    """The levels in a list of modules."""
-    return cast("list[Level]", list(levels))
 
 
 @dataclass(eq=False, repr=False)
@@ -244,7 +218,7 @@ class NCSNpp(nn.Module):
         if self.output_pyramid != "skip":
             self.head_norm, self.head = norm(current), conv(current, outside, 3, padding=1)
         self._initialise()
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        weights_last(self, n)
 
     def forward(
         self,
@@ -400,15 +374,3 @@ class NCSNpp(nn.Module):
             raise ValueError(
                 "scale_by_sigma needs the noise level: embedding 'log-fourier', or sigmas"
             )
-
-
-class Resampling(nn.Module):
-    """Twice or half the resolution, nothing else."""
-
-    def __init__(self, resampler: Resampler, way: str) -> None:
-        super().__init__()
-        self.change = resampler.up if way == "up" else resampler.down
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, C, *spatial)`` at the other resolution."""
-        return self.change(x)

@@ -30,6 +30,11 @@ TRANSPOSED = {
 MEAN = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}
 
 
+def half_on_cpu(x: Tensor) -> bool:
+    """Whether ``x`` is of half precision on a CPU, where some kernels are slow or absent."""
+    return x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16)
+
+
 class Resampler(nn.Module):
     """Doubles and halves the spatial axes of ``(B, C, *spatial)`` with a filter.
 
@@ -67,7 +72,7 @@ class Resampler(nn.Module):
 
     def down(self, x: Tensor) -> Tensor:
         """Half the resolution."""
-        if self.plain:
+        if self.plain and not (self.n == 3 and half_on_cpu(x)):
             return MEAN[self.n](x, 2)
         n = len(self.taps)
         return self.filtered(x, ((n - 1) // 2, (n - 2) // 2), stride=2)
@@ -86,8 +91,7 @@ class Resampler(nn.Module):
         self, conv: Callable[..., Tensor], x: Tensor, kernel: Tensor, stride: int, pad: int
     ) -> Tensor:
         """The kernel for each channel; a CPU has no fast one for half precision."""
-        half = x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16)
-        wide = x.float() if half else x
+        wide = x.float() if half_on_cpu(x) else x
         weight = kernel.to(wide.dtype).expand(x.shape[1], *kernel.shape[1:])
         y = conv(wide, weight, stride=stride, padding=pad, groups=x.shape[1])
         return y.to(x.dtype)

@@ -64,8 +64,8 @@ class EDM(Solver):
         return 0.0
 
     def init(self, reverse: Reverse, x: Tensor, times: Tensor, noise: NoiseSource | None) -> int:
-        """The number of steps."""
-        return len(times) - 1
+        """``N``, the number of noise levels: the step to none at all is the denoising."""
+        return len(times)
 
     def step(
         self,

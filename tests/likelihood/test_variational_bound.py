@@ -236,8 +236,8 @@ def test_refusals():
         sd.vlb(score, x0 + 0.002, steps=5)
     with pytest.raises(ValueError, match="uint8"):
         sd.vlb(score, x0.to(torch.uint8), steps=5)
-    with pytest.raises(sd.ConfigError, match=r"unknown variance 'learned'.*large, small"):
-        sd.vlb(score, x0, steps=5, variance="learned")
+    with pytest.raises(sd.ConfigError, match=r"unknown variance 'huge'.*large, learned, small"):
+        sd.vlb(score, x0, steps=5, variance="huge")
     with pytest.raises(ValueError, match="terms=5"):
         sd.vlb(score, x0, steps=5, terms=5)
     with pytest.raises(ValueError, match="below the trained t_min"):

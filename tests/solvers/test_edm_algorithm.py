@@ -62,8 +62,9 @@ def denoiser_of(mixture):
         (0.0, 0.0, math.inf, 1.0),
         (40.0, 0.05, 50.0, 1.003),
         (30.0, 0.01, 1.0, 1.007),
+        (5.0, 0.05, 50.0, 1.003),
     ],
-    ids=["deterministic", "imagenet", "cifar"],
+    ids=["deterministic", "imagenet", "cifar", "below the cap"],
 )
 def test_the_end_is_the_papers(mixture, churn, s_min, s_max, s_noise):
     """17 steps and the denoising are the paper's 18, the last of them to ``sigma = 0``."""

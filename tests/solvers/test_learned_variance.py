@@ -203,3 +203,15 @@ def test_a_score_without_a_head_is_refused(mixture):
             sd.sample(score, (2, 2), solver=solvers.Ancestral("learned"), steps=3)
     with pytest.raises(sd.ConfigError, match="'learnt'; did you mean 'learned'"):
         solvers.Ancestral("learnt")
+
+
+@pytest.mark.parametrize("mode", ["static", "dynamic"])
+def test_a_threshold_clips_the_data_and_leaves_the_variance(mixture, mode):
+    x, score = 3 * state(), mixture.score(sd.VP())
+    for v in (-1.0, 1.0):
+        led = sd.Threshold(WithHead(score, v), mode, bound=0.4)
+        same = moved(sd.Threshold(score, mode, bound=0.4), "small" if v < 0 else "large", x)
+        torch.testing.assert_close(moved(led, "learned", x), same, rtol=1e-10, atol=1e-10)
+        assert (same - moved(score, "small" if v < 0 else "large", x)).abs().max() > 1e-3
+    with pytest.raises(sd.ConfigError, match="this Threshold is not"):
+        moved(sd.Threshold(score, mode), "learned", x)
