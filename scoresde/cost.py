@@ -9,6 +9,7 @@ weights apart; kernels need workspace besides, and allocators round up.
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -57,19 +58,15 @@ def cost(model: ScoreModel) -> Cost:
     if shape is None or not parameters:
         return fixed
     first = parameters[0]
-    was_training = net.training
-    net.eval()
     try:
         with FakeTensorMode(allow_non_fake_inputs=True) as fake:
-            state: dict[str, Tensor] = {
-                name: fake.from_tensor(value)
-                for name, value in (*net.named_parameters(), *net.named_buffers())
-            }
+            # A copy, since a network may keep what it computes.
+            fakes = {id(v): fake.from_tensor(v) for v in (*parameters, *net.buffers())}
+            copied = copy.deepcopy(net, dict(fakes)).eval()
 
             def evaluate(x: Tensor) -> Tensor:
                 label = x.new_ones(1, dtype=torch.promote_types(x.dtype, torch.float32))
-                cond = conditions(model, 1, x.device)
-                return torch.func.functional_call(net, state, (x, label), cond)
+                return copied(x, label, **conditions(model, 1, x.device))
 
             def item() -> Tensor:
                 return torch.zeros((1, *shape), device=first.device, dtype=first.dtype)
@@ -78,16 +75,14 @@ def cost(model: ScoreModel) -> Cost:
             counter = FlopCounterMode(display=False)
             with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
                 evaluate(item())
-            with torch.no_grad(), Live(state.values()) as forward:
+            with torch.no_grad(), Live(fakes.values()) as forward:
                 evaluate(item())
-            with torch.enable_grad(), Live(state.values()) as both:
+            with torch.enable_grad(), Live(fakes.values()) as both:
                 x = item().requires_grad_()
                 out = evaluate(x)
                 torch.autograd.grad(out, x, torch.ones_like(out))
     except (RuntimeError, TypeError, ValueError):  # a network that asks for values
         return fixed
-    finally:
-        net.train(was_training)
     flops = int(counter.get_total_flops())
     return Cost(fixed.parameters, size, flops // 2, forward.peak, both.peak)
 

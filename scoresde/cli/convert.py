@@ -60,6 +60,10 @@ def command(
       scoresde convert hf:google/ddpm-cifar10-32 models/ddpm
       scoresde convert runs/digits-vp pipeline --to diffusers
     """
+    import torch
+
+    from .info import FACTS, model_facts, show
+
     start = time.perf_counter()
     hub = target[3:] if target.startswith("hf:") else None
     place = None if hub is not None else Path(target)
@@ -72,7 +76,9 @@ def command(
         check_target(place, overwrite)
     found = foreign.opened(source, weights, config, settings)
     found.unmapped = (*found.unmapped, *left_behind(source, found))
-    describe(found)
+    facts = model_facts(found.model)
+    show({"format": found.source, **{key: facts[key] for key in FACTS}})
+    show({"left out": list(found.unmapped)})
     if place is not None:
         with beside(place) as draft:
             difference = written(found, source, draft, form, None)
@@ -88,16 +94,20 @@ def command(
                   f"{difference:g}")  # fmt: skip
     if form == "scoresde":
         options.speak(f"next: scoresde sample {target}")
-    options.write_json(json_file, figures(found, source, target, form, difference, start))
-
-
-def describe(found: Foreign) -> None:
-    """Prints what was read, and what was not."""
-    from .info import FACTS, model_facts, show
-
-    facts = model_facts(found.model)
-    show({"format": found.source, **{key: facts[key] for key in FACTS}})
-    show({"left out": list(found.unmapped)})
+    options.write_json(
+        json_file,
+        {
+            "source": source,
+            "target": target,
+            "to": form,
+            "format": found.source,
+            **facts,
+            "left out": list(found.unmapped),
+            "difference": difference,
+            "seconds": time.perf_counter() - start,
+            "versions": options.versions(torch.device("cpu")),
+        },
+    )
 
 
 def left_behind(source: str, found: Foreign) -> tuple[str, ...]:
@@ -208,9 +218,10 @@ def beside(place: Path) -> Iterator[Path]:
     draft.mkdir()
     try:
         yield draft
-        if place.exists():
-            place.rename(old)
         try:
+            if place.exists():
+                shutil.rmtree(old, ignore_errors=True)
+                place.rename(old)
             draft.rename(place)
         except BaseException:
             if old.exists() and not place.exists():
@@ -219,24 +230,3 @@ def beside(place: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-
-
-def figures(
-    found: Foreign, source: str, target: str, form: str, difference: float, start: float
-) -> dict[str, Any]:
-    """What ``--json`` holds."""
-    import torch
-
-    from .info import model_facts
-
-    return {
-        "source": source,
-        "target": target,
-        "to": form,
-        "format": found.source,
-        **model_facts(found.model),
-        "left out": list(found.unmapped),
-        "difference": difference,
-        "seconds": time.perf_counter() - start,
-        "versions": options.versions(torch.device("cpu")),
-    }

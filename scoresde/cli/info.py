@@ -109,7 +109,9 @@ def member(value: Any) -> str:
 
     if isinstance(value, Mapping):
         return str(value.get("name", value))
-    return f"[{figure(value)}]" if isinstance(value, list) else figure(value)
+    if isinstance(value, list):
+        return f"[{figure(value)}]" if value else "[]"
+    return figure(value)
 
 
 def model_facts(model: ScoreModel) -> dict[str, Any]:

@@ -128,7 +128,9 @@ def process(model: ScoreModel) -> dict[str, str]:
 def network(model: ScoreModel) -> dict[str, str]:
     """What the network is, predicts and is told, and what it costs."""
     found = describe(model.parameterization)
-    predicts = ", ".join(f"{k}={v}" for k, v in found.items() if k not in ("name", "label"))
+    predicts = ", ".join(
+        f"{k}={figure(v)}" for k, v in found.items() if k not in ("name", "label")
+    )
     price = cost(model)
     fields = {k: v for k, v in describe(model.net).items() if k not in ("name", "shape")}
     return {

@@ -254,7 +254,7 @@ def _one_line(repo: str, revision: str | None) -> Iterator[None]:
         elif isinstance(error, (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)):
             said = f"no model at {named}: the hub cannot be reached, the cache lacks it or a part"
         else:
-            said = f"the hub does not serve {named}: {_short(error)}"
+            said = f"the hub cannot be reached, or refuses {named}: {_short(error)}"
         raise CheckpointError(said) from error
 
 

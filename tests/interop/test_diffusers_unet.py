@@ -249,6 +249,12 @@ def test_refuses_skip_blocks_that_ncsnpp_has_not(change, message):
         network({**SKIP, **change})
 
 
+def test_the_ends_resample_nothing():
+    kinds = {k: (v[::-1] if "up" in k else (v[0],) * 2) for k, v in RESNET.items()}
+    net = network({**BASE, **kinds})
+    assert (net.residual_down, net.residual_up) == ((0,), ())
+
+
 def test_unknown_fields_that_are_off_pass():
     assert network({**BASE, "new_option": None, "_diffusers_version": "9"}).blocks == 1
 
