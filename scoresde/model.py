@@ -122,7 +122,8 @@ class ScoreModel(nn.Module, Score):
                 f"x of shape {tuple(x.shape)} does not fit a model of (B, *{tuple(self.shape)})"
             )
         t = as_time(t, x)
-        t = t.to(widest(t.device))  # labels of 1000 steps need more digits than float32 has
+        if self.parameterization.label.widen:
+            t = t.to(widest(t.device))  # labels of 1000 steps need more digits than float32 has
         c = self.parameterization(self.sde.alpha(t), self.sde.sigma(t))
         parameter = next(self.net.parameters(), x)
         # The noise level stays in float32 or better: half precision cannot tell neighbours apart.

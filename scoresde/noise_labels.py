@@ -15,7 +15,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -26,6 +26,9 @@ from .sde.base import GaussianSDE
 
 class NoiseLabel(ABC):
     """A map from ``(alpha, sigma)`` to the label ``c_noise``, elementwise."""
+
+    widen: ClassVar[bool] = True
+    """Whether the label is computed in float64, from times of any precision."""
 
     @abstractmethod
     def __call__(self, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -51,7 +54,13 @@ class LogNoise(NoiseLabel):
 
 @dataclass(frozen=True)
 class NoiseLevel(NoiseLabel):
-    """``c_noise = sigma/alpha``, as NCSN++ for the VE process takes it."""
+    """``c_noise = sigma/alpha``, as NCSN++ for the VE process takes it.
+
+    In the precision of the time, as the published networks do: they turn the logarithm of the
+    level into waves so short that its last digit in float32 shows in the fifth of the score.
+    """
+
+    widen: ClassVar[bool] = False
 
     def __call__(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         """``sigma / alpha``."""

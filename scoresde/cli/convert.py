@@ -56,7 +56,7 @@ def command(
     Examples:
       scoresde convert checkpoint_26.pth models/cifar10 --config config.json
       scoresde convert edm-cifar10-32x32-cond-vp.pkl models/edm
-      scoresde convert 64x64_diffusion.pt models/adm --set image_size=64 --set num_heads=4
+      scoresde convert model250000.pt models/adm --set image_size=64 --set num_heads=4
       scoresde convert hf:google/ddpm-cifar10-32 models/ddpm
       scoresde convert runs/digits-vp pipeline --to diffusers
     """

@@ -13,7 +13,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from ..checkpoint import CheckpointError, read_tensors
@@ -28,7 +27,7 @@ WEIGHTS = re.compile(
 
 
 def read_weights(place: Path, weights: str) -> tuple[dict[str, Tensor], Path, str]:
-    """Tensors in float32, the file that holds or lists them, and its variant.
+    """Tensors as stored, the file that holds or lists them, and its variant.
 
     Args:
         place: the network's folder.
@@ -49,7 +48,7 @@ def read_weights(place: Path, weights: str) -> tuple[dict[str, Tensor], Path, st
             if (variant, kind) in found:
                 file = found[variant, kind]
                 state = _sharded(file) if file.suffix == ".json" else _tensors(file)
-                return {k: _widened(v) for k, v in state.items()}, file, variant
+                return state, file, variant
     raise AssertionError
 
 
@@ -87,7 +86,3 @@ def _tensors(file: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise CheckpointError(f"{file} holds no state dictionary, names and tensors")
     return state
-
-
-def _widened(value: Tensor) -> Tensor:
-    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value

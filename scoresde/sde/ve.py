@@ -61,7 +61,7 @@ class VE(GaussianSDE):
 
     def sigma(self, t: float | Tensor) -> Tensor:
         """``sigma_min (sigma_max / sigma_min)^t``."""
-        return self.sigma_min * (as_time(t) * self.log_ratio).exp()
+        return self.sigma_min * (self.sigma_max / self.sigma_min) ** as_time(t)
 
     def drift_rate(self, t: float | Tensor) -> Tensor:
         """0."""

@@ -65,7 +65,7 @@ SCHEDULERS = [
     ("DDIMScheduler", {"prediction_type": "v_prediction", "beta_schedule": "scaled_linear"}),
     ("DDIMScheduler", {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}),
     ("PNDMScheduler", {"beta_start": 0.001}),
-    ("DPMSolverMultistepScheduler", {"rescale_betas_zero_snr": True, "beta_start": 0.01}),
+    ("DPMSolverMultistepScheduler", {"rescale_betas_zero_snr": True, "num_train_timesteps": 20}),
     ("UniPCMultistepScheduler", {"prediction_type": "sample"}),
     ("EulerDiscreteScheduler", {"beta_schedule": "scaled_linear"}),
 ]
