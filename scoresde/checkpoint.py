@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -63,7 +64,10 @@ def load(
     if not (folder / "config.yaml").is_file():
         from .interop.reading import read
 
-        return read(folder, weights=weights, config=config).model.to(device).eval()
+        model = read(folder, weights=weights, config=config).model
+        if folder.is_dir():
+            model.tuned = tuple(tuned.read(folder / tuned.FILE))
+        return model.to(device)
     description = read_yaml(folder / "config.yaml")
     model = build_model(description)
     if (folder / "model.safetensors").exists():
@@ -90,7 +94,8 @@ def locate(path: str | Path) -> Path:
 
         return fetched(text[3:])
     if not Path(path).exists():
-        raise CheckpointError(f"no model at {text}: there is no such file or folder")
+        hub = f"; did you mean hf:{text}?" if re.fullmatch(r"[\w-]+/[\w.-]+", text) else ""
+        raise CheckpointError(f"no model at {text}: there is no such file or folder{hub}")
     return Path(path)
 
 

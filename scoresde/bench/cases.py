@@ -98,7 +98,8 @@ def _splits(run: str, source: str | None) -> tuple[Any, Any]:
 
     if source is not None:
         return load_splits(DataConfig(source=source))
-    stored = read_yaml(locate(run) / "config.yaml").get("data")
+    file = locate(run) / "config.yaml"
+    stored = read_yaml(file).get("data") if file.is_file() else None
     if stored is None:
         raise ValueError(f"{run} does not say which data it held out: name them with --data")
     return load_splits(construct(DataConfig, stored, "data"))

@@ -74,7 +74,9 @@ def command(
     from ..tuning import FILE, tune
     from ..tuning.files import read, save
 
-    target = out or (Path(f"tuned-{run[4:]}.yaml") if run.startswith("zoo:") else Path(run) / FILE)
+    own = not run.startswith(("zoo:", "hf:")) and not Path(run).is_file()
+    stem = Path(run.removeprefix("zoo:").removeprefix("hf:")).stem
+    target = out or (Path(run) / FILE if own else Path(f"tuned-{stem}.yaml"))
     if target.suffix not in (".yaml", ".yml"):
         raise ValueError(f"cannot write {target}: tuned grids go into a .yaml file")
     options.check_apart(target, json_file)

@@ -3,8 +3,8 @@
 These blocks filter with (1, 3, 3, 1), divide residual sums by sqrt(2), and add pyramids of the
 input and the output: an :class:`~scoresde.nets.ncsnpp.NCSNpp` of fixed options. Their group norms
 hold a quarter of the channels as groups, at most 32, but at levels with attention some always have
-32, or count the channels of a skip connection otherwise. From 128 channels on all agree;
-narrower levels with attention are refused.
+32, or count the channels of a skip connection otherwise (``diffusers_groups``). From 128 channels
+on all agree.
 
 Source: fields and conventions are those that diffusers 0.42 shows,
 https://huggingface.co/docs/diffusers/api/models/unet2d.
@@ -73,7 +73,6 @@ def network(c: Mapping[str, Any]) -> NCSNpp:
             "down_block_types and up_block_types of a UNet2DModel of Skip blocks have attention "
             "at different levels: NCSN++ has it at the same"
         )
-    _check_groups([widths[i] for i in attention])
     try:
         return NCSNpp(
             shape=(3, *c["sample_size"]),
@@ -89,6 +88,7 @@ def network(c: Mapping[str, Any]) -> NCSNpp:
             dropout=c["dropout"],
             center_input=bool(c["center_input_sample"]),
             scale_by_sigma=fourier,
+            diffusers_groups=bool(attention) and min(widths[i] for i in attention) < LEAST,
         )
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"not a UNet2DModel of Skip blocks: {error}") from error
@@ -127,7 +127,12 @@ def configuration(net: NCSNpp) -> dict[str, Any]:
             )
     levels = range(len(net.multipliers))
     widths = [net.width * m for m in net.multipliers]
-    _check_groups([widths[i] for i in levels if i in net.attention])
+    least = min([widths[i] for i in levels if i in net.attention], default=LEAST)
+    if least < LEAST and not net.diffusers_groups:
+        raise CheckpointError(
+            f"a level with attention of {least} channels: below {LEAST} the Skip blocks of "
+            "diffusers normalise in other groups (diffusers_groups)"
+        )
     return {
         "_class_name": "UNet2DModel",
         "sample_size": side(net.shape),
@@ -151,12 +156,3 @@ def side(shape: tuple[int, ...]) -> int | list[int]:
     """``sample_size`` of a shape: one number of a square, which some pipelines need."""
     _, height, width = shape
     return height if height == width else [height, width]
-
-
-def _check_groups(widths: list[int]) -> None:
-    """Refuses levels with attention whose group norms differ from those of NCSN++."""
-    if widths and min(widths) < LEAST:
-        raise CheckpointError(
-            f"a level with attention of {min(widths)} channels: below {LEAST} the Skip blocks of "
-            "diffusers normalise in other groups than NCSN++, which cannot be expressed"
-        )

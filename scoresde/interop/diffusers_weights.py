@@ -16,8 +16,8 @@ from pathlib import Path
 from torch import Tensor
 
 from ..checkpoint import CheckpointError, read_tensors
+from ..inert import read_torch
 from .foreign import settings
-from .torch_files import read_torch
 
 STEM = "diffusion_pytorch_model"
 WEIGHTS = re.compile(

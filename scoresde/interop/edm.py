@@ -26,14 +26,13 @@ from torch import Tensor
 
 from ..checkpoint import CheckpointError, fit
 from ..data.scaler import Scaler
+from ..inert import Persistent, init_args, state_dict
 from ..model import ScoreModel
 from ..noise_labels import LogNoise, NearestStep, Time
 from ..parameterization import Eps, Karras, Parameterization, ScaledScore
 from ..sde import EDM, VP
 from . import dhariwal, edm2, song_unet
 from .foreign import Foreign
-from .network_pickles import init_args, state_dict
-from .stand_ins import Persistent
 
 LEVELS = 256
 SMALLEST, LARGEST = 0.002, 80.0

@@ -49,7 +49,7 @@ def settings(
         if not found:
             raise CheckpointError(
                 f"{file} does not say how its network is built: put {' or '.join(names)} beside "
-                "it, or pass config="
+                "it, or pass config= (--config FILE.json on the command line)"
             )
         beside = found[0]
     try:

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import CheckpointError
+from ..inert import read_persistent, read_torch
 from . import diffusers, edm, guided_diffusion, score_sde
 from .foreign import Foreign
-from .network_pickles import read_persistent
-from .torch_files import read_torch
 
 SUFFIXES = (".pth", ".pt", ".pkl", ".bin", ".ckpt")
 STREAM = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
@@ -24,7 +23,7 @@ STREAM = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 def read(
     path: Path, *, weights: str = "ema", config: Mapping[str, Any] | str | Path | None = None
 ) -> Foreign:
-    """The model in a foreign file or folder.
+    """The model in a foreign file or folder, in evaluation mode.
 
     Args:
         path: a checkpoint, a folder of diffusers, or a folder that holds one checkpoint.
@@ -35,6 +34,12 @@ def read(
         CheckpointError: if the format is not known, or the file is damaged, does not fit its
             settings, or names code.
     """
+    found = _found(path, weights, config)
+    found.model.eval()
+    return found
+
+
+def _found(path: Path, weights: str, config: Mapping[str, Any] | str | Path | None) -> Foreign:
     if path.is_dir() and diffusers.claims(path):
         return diffusers.read(path, weights=weights, config=config)
     file = checkpoint_in(path) if path.is_dir() else path

@@ -34,6 +34,13 @@ from .foreign import Foreign, settings
 NAMES = ("config.json",)
 LEVELS = 256
 ACTIVATION = {"swish": "silu", "relu": "relu", "elu": "elu", "lrelu": "leaky-relu"}
+WITHOUT_EFFECT = (
+    "attention_type", "beta_max", "beta_min", "conv_size", "ema_rate", "embedding_type",
+    "fir", "fir_kernel", "fourier_scale", "init_scale", "normalization", "num_scales",
+    "progressive", "progressive_combine", "progressive_input", "resblock_type", "sigma_max",
+    "sigma_min", "skip_rescale",
+)  # fmt: skip
+"""Settings that do not change an evaluation, or only that of other networks and processes."""
 RES = {
     "GroupNorm_0": "norm1",
     "Conv_0": "conv1",
@@ -88,6 +95,7 @@ def read(
         weights=weights,
     )
     unmapped = [f"{key}: the network does not use it" for key in left]
+    unmapped += [f"setting {name}: not known" for name in options.strange()]
     if "optimizer" in content:
         unmapped.append("optimizer: its state is that of another trainer")
     return Foreign(model, "score_sde_pytorch", tuple(unmapped))
@@ -98,6 +106,7 @@ class Options:
 
     def __init__(self, values: Mapping[str, Any], file: Path) -> None:
         self.values, self.file = values, file
+        self.asked: set[str] = set()
 
     def __call__(self, name: str, default: Any = None) -> Any:
         """The setting ``section.key``.
@@ -105,6 +114,7 @@ class Options:
         Raises:
             CheckpointError: if it is missing and there is no default.
         """
+        self.asked.add(name)
         section, _, key = name.partition(".")
         inner = self.values.get(section)
         if name in self.values:
@@ -114,6 +124,13 @@ class Options:
         if default is None:
             raise CheckpointError(f"{self.file}: the configuration lacks {name}")
         return default
+
+    def strange(self) -> list[str]:
+        """Settings of the network that nothing has asked for and that are not known."""
+        inner = self.values.get("model")
+        given = {f"model.{key}" for key in inner} if isinstance(inner, Mapping) else set()
+        given |= {name for name in self.values if str(name).startswith("model.")}
+        return sorted(given - self.asked - {f"model.{key}" for key in WITHOUT_EFFECT})
 
     def choice(self, name: str, accepted: Mapping[str, Any], default: Any = None) -> Any:
         """What an accepted value of a setting stands for."""

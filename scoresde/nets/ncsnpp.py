@@ -75,6 +75,9 @@ class NCSNpp(nn.Module):
         skip_rescale: whether residual sums are divided by sqrt(2).
         resample_conv: whether ``"ddpm"`` resampling has a convolution.
         groups: groups of the group norms; None for a quarter of the channels, at most 32.
+        diffusers_groups: whether levels with attention have the groups of diffusers' version: 32
+            for attention, and a quarter of the skip connection's channels added to all others on
+            the way up. That differs below 128 channels.
         act: name of the activation.
         dropout: rate of dropout within the residual blocks.
         conditional: whether the network takes ``c_noise``.
@@ -105,6 +108,7 @@ class NCSNpp(nn.Module):
     skip_rescale: bool = True
     resample_conv: bool = True
     groups: int | None = None
+    diffusers_groups: bool = False
     act: str = "silu"
     dropout: float = 0.0
     conditional: bool = True
@@ -217,6 +221,8 @@ class NCSNpp(nn.Module):
             self.decoder.append(level)
         if self.output_pyramid != "skip":
             self.head_norm, self.head = norm(current), conv(current, outside, 3, padding=1)
+        if self.diffusers_groups:
+            self._regroup(widths)
         self._initialise()
         weights_last(self, n)
 
@@ -328,6 +334,20 @@ class NCSNpp(nn.Module):
         self.augmentation = nn.Linear(self.augment, inside, bias=False) if self.augment else None
         self.embed1, self.embed2 = nn.Linear(inside, outside), nn.Linear(outside, outside)
         return outside
+
+    def _regroup(self, widths: list[int]) -> None:
+        """The groups of diffusers' blocks with attention, see ``diffusers_groups``."""
+        for i in self.attention:
+            level = typed(self.decoder)[len(widths) - 1 - i]
+            attentions: list[Any] = [level.attention]
+            attentions += [stage.attention for stage in typed(self.encoder)[i].stages]
+            for attention in attentions:
+                attention.norm.num_groups = 32
+            before = widths[min(i + 1, len(widths) - 1)]
+            blocks: list[Any] = [stage.block for stage in level.stages]
+            for norm in (block.norm1 for block in blocks):
+                norm.num_groups = min(before + (norm.num_channels - before) // 4, 32)
+                before = widths[i]
 
     def _initialise(self) -> None:
         """Uniform weights; each residual branch and the output start at zero, nearly."""

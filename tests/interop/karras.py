@@ -86,7 +86,7 @@ def song_unet(p, given, x, c_noise, labels=None, augment=None):
     if c["embedding_type"] == "positional":
         e = sinusoids(c_noise, wide)
     else:
-        freqs = p.keep("model.map_noise.freqs", p.take("model.map_noise.freqs", wide // 2, std=16))
+        freqs = p.take("model.map_noise.freqs", wide // 2, std=16)
         angle = c_noise[:, None] * (2 * math.pi * freqs)
         e = torch.cat([angle.sin(), angle.cos()], 1)
     if c["label_dim"]:

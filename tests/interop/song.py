@@ -1,6 +1,6 @@
-"""score_sde_pytorch's `ncsnpp` and `ddpm` networks as functions of their foreign keys, and scores.
+"""score_sde_pytorch's networks `ncsnpp` and `ddpm` as functions of their keys, and their scores.
 
-A second description of the wiring, beside scoresde/nets: plain operations, one sample of each rule.
+A second description of the wiring, beside scoresde/nets, in plain operations.
 """
 
 import itertools

@@ -122,7 +122,7 @@ def test_likelihood_of_score_sde(monkeypatch):
 
 @pytest.mark.slow
 def test_likelihoods_of_score_sde(monkeypatch):
-    """At its tolerance, 1e-5: of item 1, solved at 1e-6, the original's is off by 2e-4 bits/dim."""
+    """At its tolerance, 1e-5: solved at 1e-6, item 1 of the original is off by 2e-4 bits/dim."""
     model, files = mnist(monkeypatch, slice(0, 4))
     compared(model, files, 5e-4, 5e-3)
 

@@ -570,7 +570,7 @@ def test_edm_refuses_what_it_does_not_know():
 
 @pytest.mark.skipif(not FIXTURES.exists(), reason="no checkpoints of the original projects")
 def test_a_checkpoint_of_the_original():
-    from scoresde.interop.torch_files import read_torch
+    from scoresde.inert import read_torch
 
     folder = FIXTURES / "guided_diffusion_cond"
     found = gd.read(read_torch(folder / "model.pt"), folder / "model.pt")
@@ -586,7 +586,7 @@ def test_a_checkpoint_of_the_original():
 
 @pytest.mark.skipif(not FIXTURES.exists(), reason="no checkpoints of the original projects")
 def test_a_snapshot_of_edm():
-    from scoresde.interop.network_pickles import init_args, read_persistent, state_dict
+    from scoresde.inert import init_args, read_persistent, state_dict
 
     folder = FIXTURES / "edm_adm"
     ema = read_persistent(folder / "network-snapshot.pkl")["ema"]

@@ -15,9 +15,15 @@ import torch
 from torch import nn
 
 from scoresde.checkpoint import CheckpointError
-from scoresde.interop import bytes_of_file, unpickle
-from scoresde.interop.network_pickles import Persistent, init_args, read_persistent, state_dict
-from scoresde.interop.torch_files import read_torch
+from scoresde.inert import (
+    Persistent,
+    bytes_of_file,
+    init_args,
+    read_persistent,
+    read_torch,
+    state_dict,
+    unpickle,
+)
 
 FIXTURES = Path(__file__).parents[2] / "../shared/fixtures"
 BLOB = b"ctorch.storage\n_load_from_bytes\n"
