@@ -24,7 +24,7 @@ _HOMES = {
         "Reverse",
         "SubVP",
     ],
-    "parameterization": ["V", "X0", "Eps", "Karras", "RawScore"],
+    "parameterization": ["V", "X0", "Eps", "Karras", "RawScore", "ScaledScore"],
     "model": ["Score", "ScoreModel"],
     "analytic": ["GaussianMixture", "MixtureScore"],
     "training.objective": ["DSM"],
@@ -44,7 +44,7 @@ _HOMES = {
         "log_prob",
         "vlb",
     ],
-    "checkpoint": ["load"],
+    "checkpoint": ["load", "load_classifier"],
     "config": ["ConfigError"],
 }
 _HOME_OF = {name: home for home, members in _HOMES.items() for name in members}
@@ -56,6 +56,7 @@ _ROOMS = [
     "likelihood",
     "metrics",
     "nets",
+    "noise_labels",
     "sde",
     "solvers",
     "training",
@@ -84,6 +85,7 @@ __all__ = [
     "RawScore",
     "Reverse",
     "Samples",
+    "ScaledScore",
     "Score",
     "ScoreModel",
     "SubVP",
@@ -105,9 +107,11 @@ __all__ = [
     "interpolate",
     "likelihood",
     "load",
+    "load_classifier",
     "log_prob",
     "metrics",
     "nets",
+    "noise_labels",
     "sample",
     "sde",
     "slerp",
@@ -118,9 +122,21 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from . import bench, config, data, grids, likelihood, metrics, nets, sde, solvers, training
+    from . import (
+        bench,
+        config,
+        data,
+        grids,
+        likelihood,
+        metrics,
+        nets,
+        noise_labels,
+        sde,
+        solvers,
+        training,
+    )
     from .analytic import GaussianMixture, MixtureScore
-    from .checkpoint import load
+    from .checkpoint import load, load_classifier
     from .config import ConfigError
     from .latents import Interpolation, Latents, decode, encode, interpolate
     from .likelihood import (
@@ -135,7 +151,7 @@ if TYPE_CHECKING:
         vlb,
     )
     from .model import Score, ScoreModel
-    from .parameterization import X0, Eps, Karras, RawScore, V
+    from .parameterization import X0, Eps, Karras, RawScore, ScaledScore, V
     from .sampling import Samples, sample
     from .sde import DDPM, EDM, SDE, VE, VP, Cosine, GaussianSDE, Linear, Reverse, SubVP
     from .sphere import slerp

@@ -81,6 +81,34 @@ def load(
     return model.to(device).eval()
 
 
+def load_classifier(
+    path: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    config: Mapping[str, Any] | str | Path | None = None,
+) -> nn.Module:
+    """The classifier of noisy pictures in a file of guided-diffusion, in evaluation mode.
+
+    Args:
+        path: ``64x64_classifier.pt``, ``hf:owner/name/file.pt``, or a folder that holds it alone.
+        device: where the weights go.
+        config: its flags, or a JSON file of them, where none lies beside it.
+
+    Returns:
+        A network ``classifier(x, label)`` to logits ``(B, classes)``; the label is the step of
+        the chain that the guided model is told, ``N t - 1`` on its :class:`~scoresde.DDPM`.
+
+    Raises:
+        CheckpointError: if there is none, or it does not fit its flags.
+    """
+    from .interop import guided_diffusion
+    from .interop.reading import checkpoint_in, opened
+
+    file = locate(path)
+    file = checkpoint_in(file) if file.is_dir() else file
+    return guided_diffusion.read_classifier(opened(file), file, config).to(device)
+
+
 def locate(path: str | Path) -> Path:
     """The folder or foreign file behind a path, a ``zoo:`` or an ``hf:`` name."""
     text = str(path)

@@ -54,6 +54,8 @@ BOUNDS = ("vlb", "elbo", "denoising")
 @click.option("--vlb", is_flag=True, help="The same as --bound vlb.")
 @click.option("--terms", type=click.IntRange(min=1), metavar="K",
               help="Noise levels that a bound evaluates.  [default: 64; all of vlb]")  # fmt: skip
+@click.option("--variance", type=click.Choice(["small", "large", "learned"]),
+              help="Of the steps of --bound vlb.  [default: small]")  # fmt: skip
 @click.option("--classify", is_flag=True, help="Classify the items by Bayes over their classes.")
 @click.option("--against", metavar="SOURCE",
               help="Second data set, told from the first by likelihood: AUROC.")  # fmt: skip
@@ -109,6 +111,8 @@ def _check(given: dict[str, Any]) -> None:
         raise ValueError(f"{flags[modes[0]]} and {flags[modes[1]]} are two things: name one")
     if given["terms"] is not None and given["bound"] is None:
         raise ValueError("--terms belongs to --bound")
+    if given["variance"] is not None and given["bound"] != "vlb":
+        raise ValueError("--variance belongs to --bound vlb")
     for name in ("out", "against", "pictures", "target", "part"):
         if modes and given[name] is not None:
             raise ValueError(f"--{name} is for the ODE's likelihood, not for {flags[modes[0]]}")

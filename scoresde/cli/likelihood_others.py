@@ -21,7 +21,8 @@ def bound(request: Request, model: ScoreModel, data: Dataset) -> None:
     """A bound, or the density by denoising alone: mean over items, and its parts."""
     found = bound_figures(
         model, data, len(data), request.batch, request.seed or 0, request.bound or "vlb",
-        request.solve.get("steps", 1000), request.terms,
+        request.solve.get("steps", getattr(model.sde, "num_steps", 1000)), request.terms,
+        request.variance or "small",
     )  # fmt: skip
     figures = {"model": request.run, "data": data.name, **found}
     versions = options.versions(request.device)
@@ -38,6 +39,7 @@ def bound_figures(
     kind: str,
     steps: int,
     terms: int | None,
+    variance: str,
 ) -> dict[str, Any]:
     """Mean of a bound over items and of each of its parts."""
     from ..likelihood import denoising_log_prob, elbo, vlb
@@ -54,7 +56,8 @@ def bound_figures(
                 cond["y"] = data.y[start : start + len(x)].to(device)
             z = model.scaler.encode(x, dequantize=False)
             if kind == "vlb":
-                chain = vlb(model, z, steps=steps, levels=data.levels, terms=terms, **cond)
+                chain = vlb(model, z, steps=steps, levels=data.levels, terms=terms,
+                            variance=variance, **cond)  # fmt: skip
                 kl = chain.total - chain.prior - chain.decoder
                 parts.append({"total": chain.total, "prior": chain.prior, "steps": kl,
                               "decoder": chain.decoder, "error": chain.stderr})  # fmt: skip

@@ -52,6 +52,7 @@ class Request:
     terminal: str
     bound: str | None
     terms: int | None
+    variance: str | None
     classify: bool
     against: str | None
     self_check: bool

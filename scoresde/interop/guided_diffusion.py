@@ -77,7 +77,7 @@ def read(
         CheckpointError: in one line, if flags are missing or wrong, or do not fit the tensors.
     """
     if not any(key.startswith("output_blocks.") for key in content):
-        raise CheckpointError(f"{file} holds a classifier of noisy pictures: use read_classifier")
+        raise CheckpointError(f"{file} holds a classifier of noisy pictures: use load_classifier")
     flags = Flags.beside(file, config)
     net = network(content, flags)
     legacy = not flags.boolean("use_new_attention_order", False)

@@ -139,6 +139,26 @@ def test_bounds(run, tmp_path, kind):
     assert f"({kind}" in said
 
 
+def test_the_bound_of_a_learned_variance(run, tmp_path):
+    """On a table of 20 steps, which is the chain unless --steps says otherwise."""
+    torch.manual_seed(0)
+    net = sd.nets.NCSNpp((1, 8, 8), width=8, multipliers=(1,), blocks=1, out_channels=2)
+    table = sd.DDPM(20, 0.002, 0.4, t_min=0.05, t_min_sampling=0.05, t_min_likelihood=0.05)
+    model = sd.ScoreModel(net, table, sd.Eps(), shape=(1, 8, 8),
+                          scaler=Scaler((8.5,), (2 / 17,), 17))  # fmt: skip
+    model.save(tmp_path / "m")
+    totals = {}
+    for variance in ("small", "large", "learned"):
+        run("likelihood", "m", "--data", "digits", "--items", 4, "--bound", "vlb",
+            "--variance", variance, "--json", "b.json")  # fmt: skip
+        found = json.loads((tmp_path / "b.json").read_text())
+        assert (found["grid_steps"], found["variance"]) == (20, variance)
+        totals[variance] = found["total"]
+    # An untrained head says the middle of the two, in the logarithm.
+    assert totals["learned"] < max(totals["small"], totals["large"])
+    run("sample", "m", "-n", 1, "--solver", "ancestral", "--set", "variance=learned")
+
+
 def test_continuous_data_have_nats(run, tmp_path):
     net = sd.nets.MLP((2,), width=16)
     model = sd.ScoreModel(net, sd.VP(), sd.V(), shape=(2,), scaler=Scaler((0.0,), (2.0,)))
@@ -182,6 +202,7 @@ def test_classes_by_bayes(run, tmp_path):
         (["--part", "2/2", "--out", "b.csv"], "--part takes I/N with 0 <= I < N"),
         (["--part", "0/2"], "--part needs --out"),
         (["--terms", "4"], "--terms belongs to --bound"),
+        (["--bound", "elbo", "--variance", "large"], "--variance belongs to --bound vlb"),
         (["--vlb", "--bound", "elbo"], "two bounds: name one"),
         (["--bound", "elbo", "--classify"], "--bound and --classify are two things"),
         (["--bound", "elbo", "--out", "b.csv"], "--out is for the ODE's likelihood"),

@@ -248,7 +248,7 @@ def test_one_hot_rows_are_classes():
 
 @pytest.mark.parametrize("pool", ["adaptive", "attention", "spatial", "spatial_v2"])
 @pytest.mark.parametrize("updown", [True, False])
-def test_classifiers(pool, updown):
+def test_classifiers(tmp_path, pool, updown):
     o = {**BASE, "blocks": 2, "updown": updown, "heads": lambda c, up: c // 64}
     o |= {"width": 64, "mult": (1, 2)}
     p, (x, t, _) = Tape(), inputs(size=8)
@@ -276,9 +276,15 @@ def test_classifiers(pool, updown):
     with torch.no_grad():
         close(net(x, t), expected)
     assert net.num_classes == 10
+    torch.save(dict(p), tmp_path / "classifier.pt")
+    loaded = sd.load_classifier(tmp_path, config=flags)
+    with torch.no_grad():
+        assert torch.equal(loaded(x, t), net(x, t))
+    with pytest.raises(CheckpointError, match="use load_classifier"):
+        sd.load(tmp_path, config=flags)
     with pytest.raises(CheckpointError, match="classifier_width is 32, but by time_embed"):
         gd.read_classifier(dict(p), FILE, {**flags, "classifier_width": 32})
-    with pytest.raises(CheckpointError, match="use read_classifier"):
+    with pytest.raises(CheckpointError, match="use load_classifier"):
         gd.read(dict(p), FILE, config=flags)
     wrong = "attention" if pool != "attention" else "spatial"
     with pytest.raises(CheckpointError, match=f"classifier_pool is '{wrong}', but by out"):
