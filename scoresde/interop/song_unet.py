@@ -46,11 +46,11 @@ def network(kwargs: Mapping[str, Any]) -> NCSNpp:
         CheckpointError: for an argument that is missing or not supported.
     """
     size, channels = int(kwargs["img_resolution"]), int(kwargs["in_channels"])
-    multipliers = tuple(kwargs.get("channel_mult", (1, 2, 2, 2)))
+    multipliers = row(kwargs, "channel_mult", (1, 2, 2, 2))
     width = int(kwargs.get("model_channels", 128))
-    taps = tuple(float(v) for v in kwargs.get("resample_filter", (1, 1)))
-    listed = set(kwargs.get("attn_resolutions", (16,)))
-    if taps != taps[::-1] or len(taps) % 2:
+    taps = tuple(float(v) for v in row(kwargs, "resample_filter", (1, 1)))
+    listed = set(row(kwargs, "attn_resolutions", (16,)))
+    if taps != taps[::-1] or len(taps) % 2 or not sum(taps):
         raise CheckpointError(f"resample_filter {taps} is not symmetric and of even length")
     if kwargs.get("channel_mult_emb", 4) != 4:
         raise CheckpointError(f"channel_mult_emb is {kwargs['channel_mult_emb']}; accepted: 4")
@@ -74,6 +74,14 @@ def network(kwargs: Mapping[str, Any]) -> NCSNpp:
         num_classes=int(kwargs.get("label_dim", 0)) or None,
         augment=int(kwargs.get("augment_dim", 0)),
     )
+
+
+def row(kwargs: Mapping[str, Any], name: str, default: tuple[int, ...]) -> tuple[Any, ...]:
+    """An argument that must be a list of numbers."""
+    value = kwargs.get(name, default)
+    if not isinstance(value, (list, tuple)) or not all(type(v) in (int, float) for v in value):
+        raise CheckpointError(f"{name} is {value!r}; accepted: a list of numbers")
+    return tuple(value)
 
 
 def choice(kwargs: Mapping[str, Any], name: str, accepted: tuple[str, ...]) -> str:

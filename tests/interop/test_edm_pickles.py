@@ -125,8 +125,8 @@ def test_augmentation_labels_are_for_training(tmp_path):
     with torch.no_grad():
         plain = model.net(x, label, onehot)
         led = model.net(x, label, onehot, augment=augment)
-    assert distance(plain, song_unet(weights, given, x, label, onehot)) < 2e-6
-    assert distance(led, song_unet(weights, given, x, label, onehot, augment)) < 2e-6
+    assert distance(plain, song_unet(weights, given, x, label, onehot)) < 4e-6
+    assert distance(led, song_unet(weights, given, x, label, onehot, augment)) < 4e-6
 
 
 def test_what_was_read_is_saved_and_read_again(tmp_path):

@@ -123,7 +123,7 @@ def test_likelihood_of_score_sde(monkeypatch):
 @pytest.mark.slow
 def test_likelihoods_of_score_sde(monkeypatch):
     """At its tolerance, 1e-5: solved at 1e-6, item 1 of the original is off by 2e-4 bits/dim."""
-    model, files = mnist(monkeypatch, slice(0, 4))
+    model, files = mnist(monkeypatch, slice(0, 2))
     compared(model, files, 5e-4, 5e-3)
 
 
@@ -133,10 +133,10 @@ def test_ode_samples_of_score_sde():
     files = expected("song_ddpmpp_vp_mnist")
     model = sd.load(FIXTURES / "song_ddpmpp_vp_mnist")
     out = sd.sample(
-        model, x_T=files["ode_start"], t_end=1e-3, denoise=False,
+        model, x_T=files["ode_start"][:2], t_end=1e-3, denoise=False,
         solver={"name": "ode-scipy", "rtol": 1e-5, "atol": 1e-5},
     )  # fmt: skip
     assert out.converged
-    error = ((out.x + 1) / 2 - files["ode_end"]).abs()
+    error = ((out.x + 1) / 2 - files["ode_end"][:2]).abs()
     assert error.mean() < 1e-3
     assert error.max() < 0.06

@@ -128,7 +128,7 @@ def test_networks_equal_the_original(name, tmp_path):
         with torch.no_grad():
             outputs.append(model.net(x, label.float()))
         expected = network(weights[kind], config, x, label.float())
-        assert distance(outputs[-1], expected) < 2e-6
+        assert distance(outputs[-1], expected) < 4e-6
     assert distance(*outputs) > 0.1  # or the weights would not have mattered
 
 
@@ -214,7 +214,7 @@ def test_settings_are_given_in_every_form(tmp_path):
     for given in (config, flat, short, tuples, elsewhere, str(elsewhere)):
         model = sd.load(tmp_path / "checkpoint_8.pth", weights="raw", config=given)
         with torch.no_grad():
-            assert distance(model.net(x, label), expected) < 2e-6
+            assert distance(model.net(x, label), expected) < 4e-6
     elsewhere.write_text(json.dumps(flat))
     assert sd.load(tmp_path / "checkpoint_8.pth", config=elsewhere).shape == (3, 8, 8)
 
@@ -244,7 +244,7 @@ def test_a_bare_model_and_a_file_without_a_prefix(tmp_path):
     for kind, weights in (("raw", raw), ("ema", ema)):
         with torch.no_grad():
             found = sd.load(tmp_path, weights=kind).net(x, label)
-        assert distance(found, network(weights, config, x, label)) < 2e-6
+        assert distance(found, network(weights, config, x, label)) < 4e-6
 
 
 # Errors
