@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from . import nets, parameterization, sde
+from .allowance import no_larger
 from .config import build, construct, describe, read_yaml, unknown
 from .model import ScoreModel
 from .tuning import files as tuned
@@ -69,14 +70,16 @@ def load(
             model.tuned = tuple(tuned.read(folder / tuned.FILE))
         return model.to(device)
     description = read_yaml(folder / "config.yaml")
-    model = build_model(description)
     if (folder / "model.safetensors").exists():
         file = folder / "model.safetensors"
-        model.weights = str(description.get("weights", "raw"))
+        weights = str(description.get("weights", "raw"))
     else:
         file = latest_checkpoint(folder) / f"{weights}.safetensors"
-        model.weights = weights
-    fit(model.net, read_tensors(file), file)
+    tensors = read_tensors(file)
+    with no_larger(tensors, file):
+        model = build_model(description)
+    model.weights = weights
+    fit(model.net, tensors, file)
     model.tuned = tuple(tuned.read(folder / tuned.FILE))
     return model.to(device).eval()
 

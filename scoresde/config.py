@@ -2,7 +2,11 @@
 
 A section such as ``{name: vp, beta_max: 20}`` is a class and its own fields. Names resolve against
 a package's ``__all__`` (``VP`` is ``vp``, ``EulerMaruyama`` is ``euler-maruyama``) or, with a dot,
-against any importable class; values are checked against the fields' types.
+to a user's own class; values are checked against the fields' types.
+
+A name alone imports nothing, since it may come with a model from elsewhere: the module has to be
+imported already, or be listed in the environment, ``SCORESDE_IMPORT=mynets,other.module``. Names
+that a user types, in ``--config`` and ``--set``, are imported.
 """
 
 from __future__ import annotations
@@ -10,7 +14,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import os
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -27,6 +33,10 @@ SECTIONS = (
     "sampling",
     "likelihood",
 )
+
+
+ALLOWED = "SCORESDE_IMPORT"
+"""Variable of the environment: modules whose classes a model's files may name."""
 
 
 class ConfigError(ValueError):
@@ -73,14 +83,35 @@ def resolve(name: str, package: ModuleType, kind: str) -> type:
         return squeezed[key.replace("-", "")]
     if "." in str(name):
         module, _, attribute = str(name).rpartition(".")
-        try:
-            found = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise ConfigError(f"{kind} {name!r} cannot be imported: {error}") from error
+        if module in os.environ.get(ALLOWED, "").split(","):
+            _import(module, name)
+        if module not in sys.modules:
+            raise ConfigError(
+                f"{kind} {name!r} cannot be imported by its name alone: import {module} before, "
+                f"or allow it in the environment, {ALLOWED}={module}"
+            )
+        found = vars(sys.modules[module]).get(attribute)  # no lookup that could run a module's own
         if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
             raise ConfigError(f"{kind} {name!r} is not a dataclass")
         return found
     raise unknown(kind, name, known)
+
+
+def _import(module: str, name: str) -> None:
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigError(f"{name!r} cannot be imported: {error}") from error
+
+
+def _import_named(content: Any) -> None:
+    """Imports the modules of the dotted names in what a user has typed."""
+    if isinstance(content, Mapping):
+        name = content.get("name")
+        if isinstance(name, str) and "." in name:
+            _import(name.rpartition(".")[0], name)
+        for value in content.values():
+            _import_named(value)
 
 
 def validate(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -206,6 +237,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path} is nested too deeply") from error
     content = {} if content is None else content
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold a mapping of sections: {', '.join(SECTIONS)}")
@@ -221,6 +254,7 @@ def read_config(path: Path | None) -> dict[str, Any]:
     content = read_yaml(path) if path is not None else {}
     content = {section: {} if value is None else value for section, value in content.items()}
     check_sections(content)
+    _import_named(content)
     return {section: dict(value) for section, value in content.items()}
 
 
@@ -248,6 +282,7 @@ def override(config: dict[str, Any], setting: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {setting!r}: the value is not valid YAML") from error
+    _import_named({key: value})
     config.setdefault(section, {})[key] = value
 
 

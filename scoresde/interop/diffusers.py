@@ -22,6 +22,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..allowance import no_larger
 from ..checkpoint import CheckpointError, fit, write_json, write_tensors
 from ..data.scaler import Scaler
 from ..model import ScoreModel
@@ -47,7 +48,7 @@ def claims(folder: Path) -> bool:
         file = place / "config.json"
         try:
             content = json.loads(file.read_text()) if file.is_file() else None
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(content, dict) and "_class_name" in content:
             return True
@@ -200,11 +201,13 @@ def _scheduler(folder: Path, place: Path) -> dict[str, Any] | None:
 def _network(config: dict[str, Any], state: Mapping[str, Tensor], file: Path) -> Any:
     name = config.get("_class_name")
     if name in UNET:
-        net: nn.Module = diffusers_unet.network(config)
+        with no_larger(state, file):
+            net: nn.Module = diffusers_unet.network(config)
         tensors = _named(file, lambda: diffusers_unet.tensors(config, state))
     elif name in TRANSFORMERS:
         shared = diffusers_dit.shares_embedding(state)
-        net = diffusers_dit.network(_public(config), shared_embedding=shared)
+        with no_larger(state, file):
+            net = diffusers_dit.network(_public(config), shared_embedding=shared)
         tensors = _named(
             file,
             lambda: diffusers_dit.tensors(_public(config), state, shared_embedding=shared),

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..allowance import no_larger
 from ..checkpoint import CheckpointError, fit
 from ..data.scaler import Scaler
 from ..inert import Persistent, init_args, state_dict
@@ -75,7 +76,8 @@ def read(
     outer = of(content)
     kwargs = arguments(outer, file)
     try:
-        net, tensors = network(outer, kwargs)
+        with no_larger(state_dict(outer), file):
+            net, tensors = network(outer, kwargs)
         sde, parameterization = preconditioning(outer, kwargs)
     except CheckpointError as error:
         raise CheckpointError(f"{file}: {error}") from error

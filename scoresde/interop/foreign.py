@@ -56,7 +56,7 @@ def settings(
         content = json.loads(beside.read_text())
     except OSError as error:
         raise CheckpointError(f"cannot read {beside}: {error.strerror}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CheckpointError(
             f"{beside} is not valid JSON: {str(error).splitlines()[0]}"
         ) from error

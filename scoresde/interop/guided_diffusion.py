@@ -22,6 +22,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..allowance import no_larger
 from ..checkpoint import CheckpointError, fit
 from ..data.scaler import Scaler
 from ..model import ScoreModel
@@ -79,7 +80,8 @@ def read(
     if not any(key.startswith("output_blocks.") for key in content):
         raise CheckpointError(f"{file} holds a classifier of noisy pictures: use load_classifier")
     flags = Flags.beside(file, config)
-    net = network(content, flags)
+    with no_larger(content, file):
+        net = network(content, flags)
     legacy = not flags.boolean("use_new_attention_order", False)
     fit(net, ours(net, content, file, legacy), file)
     sde, label = process(flags)

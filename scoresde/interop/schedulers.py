@@ -138,7 +138,6 @@ def _table(name: str, config: Mapping[str, Any]) -> DDPM:
     else:
         plain = {"beta_start": 1e-4, "beta_end": 0.02, **OTHER.get(name, {})}
         fields = {key: config.get(key, value) for key, value in plain.items()}
-        fields = {key: config.get(key, value) for key, value in plain.items()}
         fields |= {"num_steps": count, "schedule": SCHEDULES[rule]}
     if not isinstance(count, int) or count < 2:
         raise CheckpointError(f"{name} has a table of {count!r} steps, accepted: 2 and more")

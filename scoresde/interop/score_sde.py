@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..allowance import no_larger
 from ..checkpoint import CheckpointError, fit
 from ..data.scaler import Scaler
 from ..model import ScoreModel
@@ -70,7 +71,8 @@ def read(
     """
     options = Options(settings(file, NAMES, config), file)
     try:
-        net = network(options)
+        with no_larger(content["model"], file):
+            net = network(options)
         sde, parameterization = process(options)
     except CheckpointError:
         raise
