@@ -63,9 +63,7 @@ class _Allowance(TorchDispatchMode):
         """Whether something was refused."""
         return self.elements < 0 or self.calls < 0
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if not any(isinstance(leaf, Tensor) for leaf in tree_leaves((args, kwargs))):
             self.elements -= _elements(func, args, kwargs)
