@@ -31,7 +31,18 @@ ZOO = Path(__file__).parent / "zoo"
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is missing, damaged or does not fit, said in one line."""
+    """A checkpoint that is missing, damaged or does not fit, said in one line.
+
+    Names in a file may hold what a terminal obeys; here they are written out.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
+
+def printable(text: str) -> str:
+    """The text with line ends, control characters and the like as escapes."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def load(
@@ -56,23 +67,34 @@ def load(
         config: settings of a foreign network, or a JSON file of them, where none lies beside it.
 
     Raises:
-        CheckpointError: if there is no model, or a file of it is truncated, does not fit, or
-            names code.
+        CheckpointError: if there is no model, or a file of it cannot be read, is truncated, does
+            not fit, or names code.
+        ConfigError: for a ``config.yaml`` that is no description of a model. A class of the
+            user's own has to be imported before (or see :mod:`scoresde.config`).
     """
     if weights not in ("ema", "raw"):
         raise unknown("weights", weights, ("ema", "raw"))
-    folder = locate(path)
+    try:
+        return _load(locate(path), weights, config).to(device)
+    except OSError as error:
+        place = error.filename or path
+        raise CheckpointError(f"cannot read {place}: {error.strerror or error}") from error
+
+
+def _load(folder: Path, weights: str, config: Mapping[str, Any] | str | Path | None) -> ScoreModel:
     if not (folder / "config.yaml").is_file():
         from .interop.reading import read
 
         model = read(folder, weights=weights, config=config).model
         if folder.is_dir():
             model.tuned = tuple(tuned.read(folder / tuned.FILE))
-        return model.to(device)
+        return model
     description = read_yaml(folder / "config.yaml")
     if (folder / "model.safetensors").exists():
         file = folder / "model.safetensors"
-        weights = str(description.get("weights", "raw"))
+        weights = description.get("weights", "raw")
+        if weights not in ("ema", "raw"):
+            raise unknown("weights in config.yaml:", weights, ("ema", "raw"))
     else:
         file = latest_checkpoint(folder) / f"{weights}.safetensors"
     tensors = read_tensors(file)
@@ -81,7 +103,7 @@ def load(
     model.weights = weights
     fit(model.net, tensors, file)
     model.tuned = tuple(tuned.read(folder / tuned.FILE))
-    return model.to(device).eval()
+    return model.eval()
 
 
 def load_classifier(
@@ -134,18 +156,27 @@ def build_model(description: Mapping[str, Any]) -> ScoreModel:
     """The untrained model that a ``config.yaml`` describes."""
     from .data import Scaler
 
+    if description.get("format", FORMAT) != FORMAT:
+        raise CheckpointError(
+            f"config.yaml is of format {description['format']!r}; this version reads {FORMAT}"
+        )
     for section in ("sde", "parameterization", "net", "shape"):
         if section not in description:
             raise CheckpointError(f"config.yaml lacks the section {section!r}")
-    shape = tuple(description["shape"])
-    scaler = description.get("scaler")
+        if section != "shape" and not isinstance(description[section], (str, Mapping)):
+            raise CheckpointError(f"config.yaml: the section {section!r} is no mapping")
+    shape, scaler = description["shape"], description.get("scaler")
+    if not isinstance(shape, (list, tuple)) or not all(type(n) is int and n > 0 for n in shape):
+        raise CheckpointError(f"config.yaml: shape is {shape!r}; accepted: a list of sizes")
     if scaler is not None:
+        if not isinstance(scaler, Mapping):
+            raise CheckpointError("config.yaml: the section 'scaler' is no mapping")
         scaler = construct(Scaler, {k: v for k, v in scaler.items() if k != "name"}, "scaler")
     return ScoreModel(
         build(description["net"], nets, "net"),
         build(description["sde"], sde, "sde"),
         build(description["parameterization"], parameterization, "parameterization"),
-        shape=shape,
+        shape=tuple(shape),
         scaler=scaler,
     )
 
@@ -246,7 +277,11 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     if not file.exists():
         raise CheckpointError(f"no model at {file}: there is no such file")
     try:
+        with open(file, "rb"):  # of a file that may not be read the package says it is not there
+            pass
         return load_file(file)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {file}: {error.strerror or error}") from error
     except SafetensorError as error:
         raise CheckpointError(f"{file} is truncated or damaged: {error}") from error
 

@@ -23,6 +23,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, get_type_hints
 
+from .unrolled import LIMIT, unrolled
+
 SECTIONS = (
     "sde",
     "parameterization",
@@ -239,6 +241,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from error
     except RecursionError as error:
         raise ConfigError(f"{path} is nested too deeply") from error
+    if unrolled(content) > LIMIT:
+        raise ConfigError(f"{path} says more than any configuration, by repeating its parts")
     content = {} if content is None else content
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold a mapping of sections: {', '.join(SECTIONS)}")

@@ -132,7 +132,12 @@ class ScoreModel(nn.Module, Score):
         inner = (match(c.c_in, x) * x).to(parameter.dtype)
         out = self.net(inner, c_noise.expand(len(x)), **cond).to(x.dtype)
         v = None
-        if out.shape[1] == 2 * x.shape[1]:
+        if out.shape != x.shape:
+            if out.shape != (len(x), 2 * x.shape[1], *x.shape[2:]):
+                raise ValueError(
+                    f"the network gave {tuple(out.shape)} for x of shape {tuple(x.shape)}: "
+                    "it must give that shape, or twice its channels"
+                )
             out, v = out.chunk(2, 1)
         return c, out, v
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from .config import ConfigError, build
 from .sde.base import GaussianSDE
+from .sde.ddpm import MOST_STEPS
 
 
 class NoiseLabel(ABC):
@@ -46,6 +47,10 @@ class LogNoise(NoiseLabel):
 
     scale: float = 0.25
     unit: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.unit > 0:
+            raise ValueError(f"LogNoise needs unit > 0, got {self.unit}")
 
     def __call__(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         """``scale * (log sigma - log alpha - log unit)``."""
@@ -118,6 +123,12 @@ class NearestStep(NoiseLabel):
     num_steps: int = 1000
     c_1: float = 0.001
     c_2: float = 0.008
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_steps <= MOST_STEPS:
+            raise ValueError(
+                f"NearestStep needs 1 <= num_steps <= {MOST_STEPS}, got {self.num_steps}"
+            )
 
     @cached_property
     def levels(self) -> Tensor:

@@ -1,3 +1,4 @@
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -25,6 +26,53 @@ def test_a_dotted_path_reaches_a_users_class():
     assert built.extra == 3
     with pytest.raises(sd.ConfigError, match="cannot be imported"):
         config.build({"name": "no.such.Thing"}, sd.sde, "sde")
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """A module that can be imported, and tells whether it was."""
+    (tmp_path / "elsewhere_nets.py").write_text(
+        "import scoresde as sd\nfrom dataclasses import dataclass\n\n\n"
+        "@dataclass(frozen=True)\nclass Own(sd.VP):\n    extra: int = 1\n\n\n"
+        "def __getattr__(name):\n    raise SystemExit(name)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delenv("SCORESDE_IMPORT", raising=False)
+    yield "elsewhere_nets"
+    sys.modules.pop("elsewhere_nets", None)
+
+
+def test_a_name_alone_imports_nothing(elsewhere, monkeypatch):
+    label = {"name": "time", "sde": {"name": f"{elsewhere}.Own"}}
+    for section, room in (
+        (f"{elsewhere}.Own", sd.sde),
+        ({"name": f"{elsewhere}.Own", "extra": 3}, sd.sde),
+        ({"name": "eps", "label": label}, sd.parameterization),
+    ):
+        with pytest.raises(sd.ConfigError, match=f"import {elsewhere} before.*IMPORT={elsewhere}"):
+            config.build(section, room, "sde")
+    assert elsewhere not in sys.modules
+    monkeypatch.setenv("SCORESDE_IMPORT", f"other,{elsewhere}")
+    assert config.build({"name": f"{elsewhere}.Own", "extra": 3}, sd.sde, "sde").extra == 3
+    monkeypatch.delenv("SCORESDE_IMPORT")
+    built = config.build({"name": "eps", "label": label}, sd.parameterization, "parameterization")
+    assert built.label.sde.extra == 1
+    with pytest.raises(sd.ConfigError, match="is not a dataclass"):  # not asked for what it lacks
+        config.build(f"{elsewhere}.Other", sd.sde, "sde")
+
+
+def test_what_a_user_types_is_imported(elsewhere, tmp_path):
+    (tmp_path / "c.yaml").write_text(f"sde: {{name: {elsewhere}.Own, extra: 4}}\n")
+    content = config.read_yaml(tmp_path / "c.yaml")
+    assert elsewhere not in sys.modules
+    content = config.read_config(tmp_path / "c.yaml")
+    assert config.build(content["sde"], sd.sde, "sde").extra == 4
+    sys.modules.pop(elsewhere)
+    content = {}
+    config.override(content, f"sde.name={elsewhere}.Own")
+    assert config.build(content["sde"], sd.sde, "sde").extra == 1
+    with pytest.raises(sd.ConfigError, match=r"'no\.such\.Thing' cannot be imported: No module"):
+        config.override(content, "sde.name=no.such.Thing")
 
 
 def test_values_are_coerced_to_the_fields_type():

@@ -211,3 +211,16 @@ def test_a_label_of_no_process_is_refused():
         Time("vpp")
     with pytest.raises(sd.ConfigError, match="unknown label 'nearest'"):
         sd.Eps(label="nearest")
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: sd.noise_labels.LogNoise(unit=0.0), "unit > 0"),
+        (lambda: sd.noise_labels.NearestStep(num_steps=0), "1 <= num_steps <= 1000000"),
+        (lambda: sd.DDPM(num_steps=10**10), "1 <= num_steps <= 1000000"),
+    ],
+)
+def test_labels_and_tables_that_cannot_be(make, said):
+    with pytest.raises(ValueError, match=said):
+        make()

@@ -74,6 +74,10 @@ def command(
         raise ValueError("a pipeline of diffusers goes into a folder: DST cannot be hf:")
     if place is not None:
         check_target(place, overwrite)
+    else:
+        from ..interop.hub import package
+
+        package()  # before any work
     found = foreign.opened(source, weights, config, settings)
     found.unmapped = (*found.unmapped, *left_behind(source, found))
     facts = model_facts(found.model)
@@ -212,10 +216,12 @@ def check_target(place: Path, overwrite: bool) -> None:
 def beside(place: Path) -> Iterator[Path]:
     """A folder that takes the place of ``place`` if the block succeeds, and else is removed."""
     place = place.resolve()
-    place.parent.mkdir(parents=True, exist_ok=True)
     draft, old = (place.with_name(f".{place.name}.{kind}") for kind in ("draft", "old"))
     shutil.rmtree(draft, ignore_errors=True)  # of a conversion that was killed
-    draft.mkdir()
+    try:
+        draft.mkdir(parents=True)
+    except OSError as error:
+        raise ValueError(f"cannot write {place}: {error.strerror}") from error
     try:
         yield draft
         try:

@@ -22,7 +22,7 @@ from ..checkpoint import CheckpointError
 from .bytes_of_file import Source, Window, opened
 from .stand_ins import Persistent, Storage, numpy_and_builtins, tensors
 from .torch_files import read_stream
-from .unpickle import Global, unpickle
+from .unpickle import Global, bounded, unpickle
 
 MAX_MODULES = 100_000  # a module that holds another twice, thirty times over, has 2^30 paths
 MAX_DEPTH = 64
@@ -44,7 +44,7 @@ def read_persistent(path: str | Path) -> Any:
     with opened(path) as window:
         if Window(window.source).read(2) == b"PK":
             raise CheckpointError("it is an archive of torch.save, not a plain pickle")
-        return unpickle(window, _Table(window.source))
+        return bounded(unpickle(window, _Table(window.source)))
 
 
 def state_dict(module: Any) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from ..checkpoint import CheckpointError
 from .bytes_of_file import Source, Window, opened
 from .stand_ins import Storage, numpy_and_builtins, tensors
 from .torch_archive import records
-from .unpickle import unpickle
+from .unpickle import bounded, unpickle
 
 MAGIC = 0x1950A86A20F9469CFC6C  # the first object of a stream
 VERSION = 1001
@@ -40,8 +40,8 @@ def read_torch(path: str | Path) -> Any:
     """
     with opened(path) as window:
         if Window(window.source).read(2) == b"PK":
-            return _read_archive(window.source)
-        return read_stream(window)
+            return bounded(_read_archive(window.source))
+        return bounded(read_stream(window))
 
 
 def _read_archive(source: Source) -> Any:

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from ..checkpoint import CheckpointError
+from ..unrolled import LIMIT, unrolled
 from .bytes_of_file import Window
 
 MAX_STEPS = 1_000_000  # the largest public checkpoints take some 10^5
@@ -71,6 +72,19 @@ def unpickle(source: Window, table: Table, persistent: Callable[[Any], Any] | No
         CheckpointError: for a global that is not in the table, and for damaged pickles.
     """
     return _Machine(source, table, persistent).run()
+
+
+def bounded(content: Any) -> Any:
+    """The content as it is, if whoever prints or walks it comes to an end.
+
+    Raises:
+        CheckpointError: if its parts are repeated without measure, or contain themselves.
+    """
+    if unrolled(content) > LIMIT:
+        raise CheckpointError(
+            "its pickle nests its parts without end, or repeats them without measure"
+        )
+    return content
 
 
 _NUMBERS = {

@@ -30,6 +30,7 @@ DEFAULTS: dict[str, Any] = {
     "label_dim": 0,
     "out_channels": None,
 }
+ARGUMENTS = ("img_resolution", "in_channels", *DEFAULTS, "label_dropout")
 BLOCK = {
     "norm0": "block.norm1",
     "conv0": "block.conv1",

@@ -85,6 +85,7 @@ def network(config: Mapping[str, Any]) -> DDPMUNet | NCSNpp:
             "the configuration of the UNet2DModel has no sample_size, the pixels of a side: "
             "give one"
         )
+    _check_kinds(c)
     c["sample_size"] = (size, size) if isinstance(size, int) else tuple(size)
     if any("Skip" in str(kind) for kind in (*c["down_block_types"], *c["up_block_types"])):
         return diffusers_skip.network(c)
@@ -220,6 +221,34 @@ def _one_of(config: Mapping[str, Any], key: str, accepted: Mapping[Any, Any]) ->
             f"{key} of a UNet2DModel is {config[key]!r}, accepted: {', '.join(map(str, accepted))}"
         )
     return accepted[config[key]]
+
+
+def _check_kinds(c: Mapping[str, Any]) -> None:
+    """Refuses values of another type than the field's, naming it."""
+    size = c["sample_size"]
+    if type(size) is not int and not (_row_of(size, int) and len(size) == 2):
+        raise CheckpointError(f"sample_size of a UNet2DModel is {size!r}, accepted: one or two "
+                              "whole numbers")  # fmt: skip
+    for key, default in DEFAULTS.items():
+        value, many = c[key], isinstance(default, tuple)
+        kind = float if key == "freq_shift" else type(default[0] if many else default)
+        fits = _row_of(value, kind) if many else value is None or _is(value, kind)
+        if default is not None and not fits:
+            words = f"a list of type {kind.__name__}" if many else f"the type {kind.__name__}"
+            raise CheckpointError(f"{key} of a UNet2DModel is {value!r}, accepted: {words}")
+    if c["attention_head_dim"] is not None and c["attention_head_dim"] < 1:
+        raise CheckpointError(
+            f"attention_head_dim of a UNet2DModel is {c['attention_head_dim']}, accepted: 1 or "
+            "more, null"
+        )
+
+
+def _row_of(value: Any, kind: type) -> bool:
+    return isinstance(value, (list, tuple)) and all(_is(v, kind) for v in value)
+
+
+def _is(value: Any, kind: type) -> bool:
+    return type(value) is kind or (kind is float and type(value) is int)
 
 
 def _check_blocks(c: Mapping[str, Any]) -> None:

@@ -78,7 +78,7 @@ def read(
     try:
         with no_larger(state_dict(outer), file):
             net, tensors = network(outer, kwargs)
-        sde, parameterization = preconditioning(outer, kwargs)
+            sde, parameterization = preconditioning(outer, kwargs)
     except CheckpointError as error:
         raise CheckpointError(f"{file}: {error}") from error
     except KeyError as error:
@@ -120,6 +120,13 @@ def network(outer: Persistent, kwargs: dict[str, Any]) -> tuple[Any, dict[str, T
         raise CheckpointError(f"the {outer.class_name} holds no network")
     own = {key.removeprefix("model."): v for key, v in state.items() if key.startswith("model.")}
     own_kwargs = {"img_resolution": kwargs["img_resolution"], **init_args(inner)}
+    known = {"SongUNet": song_unet.ARGUMENTS, "DhariwalUNet": dhariwal.ARGUMENTS}
+    strange = sorted(set(own_kwargs) - set(known.get(inner.class_name, own_kwargs)))
+    if strange:
+        raise CheckpointError(
+            f"unknown arguments of a {inner.class_name}: {', '.join(strange)}; known: "
+            f"{', '.join(known[inner.class_name])}"
+        )
     if inner.class_name == "SongUNet":
         net = song_unet.network(own_kwargs)
         return net, song_unet.tensors(own, net)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import CheckpointError
+from ..checkpoint import CheckpointError, printable
 from ..model import ScoreModel
 
 
@@ -25,6 +25,9 @@ class Foreign:
     model: ScoreModel
     source: str
     unmapped: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.unmapped = tuple(map(printable, self.unmapped))
 
 
 def settings(

@@ -128,13 +128,16 @@ def read_classifier(
         raise CheckpointError(f"{file} is no classifier of guided-diffusion: it lacks {lacks}")
     flags.agree("classifier_pool", flags.values.get("classifier_pool"), pool, key)
     try:
-        net = ADMClassifier(
-            (content["input_blocks.0.0.weight"].shape[1], size, size),
-            num_classes=len(content[LAST[pool]]),
-            pool=pool.replace("_", "-"),
-            embedding="positional",
-            **shared(told),
-        )
+        with no_larger(content, file):
+            net = ADMClassifier(
+                (content["input_blocks.0.0.weight"].shape[1], size, size),
+                num_classes=len(content[LAST[pool]]),
+                pool=pool.replace("_", "-"),
+                embedding="positional",
+                **shared(told),
+            )
+    except CheckpointError:
+        raise
     except ValueError as error:
         raise CheckpointError(f"flags of {file}: {error}") from error
     # The original builds its classifiers in the legacy order, whatever the flags of the model.
@@ -182,6 +185,8 @@ def network(state: Mapping[str, Tensor], flags: Flags) -> ADM:
             **heads,
             **shared(told),
         )
+    except CheckpointError:
+        raise
     except ValueError as error:
         raise CheckpointError(f"flags of {flags.file}: {error}") from error
 
@@ -267,6 +272,8 @@ def process(flags: Flags) -> tuple[DDPM, Time]:
             t_min_likelihood=least,
             **table,  # type: ignore[arg-type]
         )
+    except CheckpointError:
+        raise
     except ValueError as error:
         raise CheckpointError(f"flags of {flags.file}: {error}") from error
     scale = factor if flags.boolean("rescale_timesteps", False) else 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,9 +148,12 @@ class Flags:
             return None
         parts = [p for p in value.split(",") if p.strip()] if isinstance(value, str) else value
         try:
-            return [float(part) for part in parts]
+            found = [float(part) for part in parts]
         except (TypeError, ValueError):
-            raise self.wrong(name, "numbers with commas between them") from None
+            found = [math.nan]
+        if not all(map(math.isfinite, found)):
+            raise self.wrong(name, "numbers with commas between them")
+        return found
 
     def agree(self, name: str, given: Any, told: Any, key: str) -> None:
         """Refuses a flag that is given and contradicted by a tensor."""

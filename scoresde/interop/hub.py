@@ -49,12 +49,12 @@ def fetched(name: str) -> Path:
     """
     match = NAME.fullmatch(name)
     inside = "" if match is None else (match["inside"] or "").strip("/")
-    if match is None or not {".", ".."}.isdisjoint(PurePosixPath(inside).parts):
+    if match is None or not {".", ".."}.isdisjoint(re.split("[/@]", name)):
         raise CheckpointError(
             f"hf:{name} names no model: accepted are hf:owner/name, a folder or file in it as "
             "hf:owner/name/folder, and hf:owner/name@revision"
         )
-    hub = _package()
+    hub = package()
     repo, revision = match["repo"], match["revision"]
     with _one_line(repo, revision):
         try:
@@ -185,7 +185,7 @@ def upload(
     Raises:
         CheckpointError: in one line, if the hub refuses it or cannot be reached.
     """
-    hub = _package()
+    hub = package()
     with _one_line(repo_id, None):
         api = hub.HfApi(token=token)
         url = api.create_repo(repo_id, private=private, exist_ok=True)
@@ -193,7 +193,12 @@ def upload(
     return str(url)
 
 
-def _package() -> Any:
+def package() -> Any:
+    """The package ``huggingface_hub``.
+
+    Raises:
+        CheckpointError: saying how to install it.
+    """
     try:
         import huggingface_hub
         import huggingface_hub.errors

@@ -61,11 +61,14 @@ class Options:
             raise CheckpointError(self._refusal(name, value, "true, false"))
         return value
 
-    def row(self, name: str, default: tuple[int, ...] | None = None) -> tuple[Any, ...]:
-        """A setting that must be a list of numbers."""
-        value = self(name, default)
-        if not isinstance(value, (list, tuple)) or not all(type(v) in (int, float) for v in value):
-            raise CheckpointError(self._refusal(name, value, "a list of numbers"))
+    def row(
+        self, name: str, default: tuple[int, ...] | None = None, *, whole: bool = True
+    ) -> tuple[Any, ...]:
+        """A setting that must be a list of numbers, whole ones unless said otherwise."""
+        value, kinds = self(name, default), (int,) if whole else (int, float)
+        if not isinstance(value, (list, tuple)) or not all(type(v) in kinds for v in value):
+            words = "a list of whole numbers" if whole else "a list of numbers"
+            raise CheckpointError(self._refusal(name, value, words))
         return tuple(value)
 
     def choice(self, name: str, accepted: Mapping[str, Any], default: Any = None) -> Any:

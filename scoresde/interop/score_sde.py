@@ -33,6 +33,7 @@ from .score_sde_keys import averaged, bare, ours
 
 NAMES = ("config.json",)
 LEVELS = 256
+MOST_TAPS = 64
 ACTIVATION = {"swish": "silu", "relu": "relu", "elu": "elu", "lrelu": "leaky-relu"}
 WITHOUT_EFFECT = (
     "attention_type", "beta_max", "beta_min", "conv_size", "ema_rate", "embedding_type",
@@ -131,12 +132,12 @@ def network(options: Options) -> NCSNpp:
     else:
         pyramid = {"none": "none", "residual": "residual"}
         embeddings = {"fourier": "log-fourier", "positional": "positional"}
-        taps = tuple(float(v) for v in options.row("model.fir_kernel", (1, 3, 3, 1)))
+        taps = tuple(float(v) for v in options.row("model.fir_kernel", (1, 3, 3, 1), whole=False))
         fir = options.flag("model.fir", False)
-        if fir and (len(taps) < 2 or not sum(taps)):
+        if fir and (not 2 <= len(taps) <= MOST_TAPS or not 0 < abs(sum(taps)) < math.inf):
             raise CheckpointError(
-                f"{options.file}: model.fir_kernel is {taps}; accepted: two numbers or more, "
-                "whose sum is not 0"
+                f"{options.file}: model.fir_kernel is {taps[:8]}; accepted: 2 to {MOST_TAPS} "
+                "numbers whose sum is finite and not 0"
             )
         own = {
             "resblock": options.choice(

@@ -10,6 +10,7 @@ https://arxiv.org/abs/2206.00364.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -19,6 +20,12 @@ from torch import Tensor
 from ..checkpoint import CheckpointError
 from ..nets.ncsnpp import NCSNpp
 
+ARGUMENTS = (
+    "img_resolution", "in_channels", "out_channels", "label_dim", "augment_dim",
+    "model_channels", "channel_mult", "channel_mult_emb", "num_blocks", "attn_resolutions",
+    "dropout", "label_dropout", "embedding_type", "channel_mult_noise", "encoder_type",
+    "decoder_type", "resample_filter",
+)  # fmt: skip
 PYRAMID = {"standard": "none", "skip": "skip", "residual": "residual"}
 TOP = {
     "map_noise": "features",
@@ -48,10 +55,10 @@ def network(kwargs: Mapping[str, Any]) -> NCSNpp:
     size, channels = int(kwargs["img_resolution"]), int(kwargs["in_channels"])
     multipliers = row(kwargs, "channel_mult", (1, 2, 2, 2))
     width = int(kwargs.get("model_channels", 128))
-    taps = tuple(float(v) for v in row(kwargs, "resample_filter", (1, 1)))
+    taps = tuple(float(v) for v in row(kwargs, "resample_filter", (1, 1), whole=False))
     listed = set(row(kwargs, "attn_resolutions", (16,)))
-    if taps != taps[::-1] or len(taps) % 2 or not sum(taps):
-        raise CheckpointError(f"resample_filter {taps} is not symmetric and of even length")
+    if taps != taps[::-1] or len(taps) % 2 or len(taps) > 64 or not 0 < abs(sum(taps)) < math.inf:
+        raise CheckpointError(f"resample_filter {taps[:8]} is not symmetric and of even length")
     if kwargs.get("channel_mult_emb", 4) != 4:
         raise CheckpointError(f"channel_mult_emb is {kwargs['channel_mult_emb']}; accepted: 4")
     encoder, decoder = (
@@ -76,11 +83,14 @@ def network(kwargs: Mapping[str, Any]) -> NCSNpp:
     )
 
 
-def row(kwargs: Mapping[str, Any], name: str, default: tuple[int, ...]) -> tuple[Any, ...]:
-    """An argument that must be a list of numbers."""
-    value = kwargs.get(name, default)
-    if not isinstance(value, (list, tuple)) or not all(type(v) in (int, float) for v in value):
-        raise CheckpointError(f"{name} is {value!r}; accepted: a list of numbers")
+def row(
+    kwargs: Mapping[str, Any], name: str, default: tuple[int, ...], *, whole: bool = True
+) -> tuple[Any, ...]:
+    """An argument that must be a list of numbers, whole ones unless said otherwise."""
+    value, kinds = kwargs.get(name, default), (int,) if whole else (int, float)
+    if not isinstance(value, (list, tuple)) or not all(type(v) in kinds for v in value):
+        words = "a list of whole numbers" if whole else "a list of numbers"
+        raise CheckpointError(f"{name} is {value!r}; accepted: {words}")
     return tuple(value)
 
 

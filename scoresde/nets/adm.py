@@ -25,10 +25,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from ..config import unknown
-from .embed import Positional, Waves
+from .embed import Positional, Waves, class_rows
 from .layers import (
     CONV,
     Attention,
@@ -40,10 +39,12 @@ from .layers import (
     Stage,
     Upsample,
     activate,
-    channels_last,
-    margins,
-    weights_last,
+    group_norm,
+    positive,
+    run,
+    typed,
 )
+from .layout import cropped, padded, weights_last
 from .resample import Resampler
 
 STRETCH = {1: "linear", 2: "bilinear", 3: "trilinear"}
@@ -80,10 +81,7 @@ class Parts:
 
     def norm(self, channels: int) -> GroupNorm:
         """A group norm."""
-        groups = self.groups or min(channels // 4, 32)
-        if not groups or channels % groups:
-            raise ValueError(f"{channels} channels do not split into {groups} groups")
-        return GroupNorm(groups, channels, eps=1e-5)
+        return group_norm(channels, self.groups, 1e-5)
 
     def block(self, inside: int, outside: int, resample: str | None = None) -> ResBlock:
         """A residual block, which may change the resolution."""
@@ -144,10 +142,8 @@ class Condition(nn.Module):
             e = e + self.augmentation(augment.to(dtype))
         e = self.embed2(functional.silu(self.embed1(e)))
         if self.classes is not None and y is not None:
-            count = self.classes.num_embeddings
-            if y.ndim == 1:  # index num_classes is no class, as in the other networks
-                y = functional.one_hot(y.long(), count + 1)[:, :count]
-            e = e + y.to(dtype) @ self.classes.weight
+            rows = class_rows(y, self.classes.num_embeddings)
+            e = e + rows.to(dtype) @ self.classes.weight
         return functional.silu(e)
 
 
@@ -165,10 +161,8 @@ class Trunk(nn.Module):
         widths: list[int],
         blocks: int,
         attention: tuple[int, ...],
-        checkpointing: bool,
     ) -> None:
         super().__init__()
-        self.checkpointing = checkpointing
         self.stem = CONV[parts.n](inside, widths[0], 3, padding=1)
         self.levels = nn.ModuleList()
         current, self.skips = widths[0], [widths[0]]
@@ -190,30 +184,27 @@ class Trunk(nn.Module):
             ]
         )
 
-    def forward(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def forward(
+        self, x: Tensor, embedding: Tensor, checkpointing: bool
+    ) -> tuple[Tensor, list[Tensor]]:
         """``(B, C, *spatial)``, ``(B, E)`` to the middle and the ways across, the first first."""
         h = self.stem(x)
         skips = [h]
-        for level in self.levels:
-            for stage in level.stages:  # type: ignore[union-attr]
-                h = self.run(stage, h, embedding)
+        for level in typed(self.levels):
+            for stage in level.stages:
+                h = run(stage, h, embedding, again=checkpointing)
                 skips.append(h)
             if level.resample is not None:
-                h = self.resample(level.resample, h, embedding)  # type: ignore[arg-type]
+                h = resampled(level.resample, h, embedding, again=checkpointing)
                 skips.append(h)
         for stage in self.middle:
-            h = self.run(stage, h, embedding)
+            h = run(stage, h, embedding, again=checkpointing)
         return h, skips
 
-    def run(self, layer: nn.Module, *inputs: Any) -> Tensor:
-        """The layer's output, to be computed again in the backward pass if asked for."""
-        if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(layer, *inputs, use_reentrant=False)
-        return layer(*inputs)
 
-    def resample(self, layer: nn.Module, h: Tensor, embedding: Tensor) -> Tensor:
-        """The output of what changes the resolution."""
-        return self.run(layer, h, embedding) if isinstance(layer, ResBlock) else layer(h)
+def resampled(layer: nn.Module, h: Tensor, embedding: Tensor, *, again: bool) -> Tensor:
+    """The output of what changes the resolution, a block or a layer that takes no embedding."""
+    return run(layer, h, embedding, again=again) if isinstance(layer, ResBlock) else layer(h)
 
 
 @dataclass(eq=False, repr=False)
@@ -295,6 +286,7 @@ class ADM(nn.Module):
     def __post_init__(self) -> None:
         super().__init__()
         check("adm", self)
+        positive("adm", self, "num_classes", "out_channels")
         n, data = len(self.shape) - 1, self.shape[0]
         widths = [round(self.width * m) for m in self.multipliers]
         self.stride = 2 ** (len(widths) - 1)
@@ -310,7 +302,7 @@ class ADM(nn.Module):
             self.dropout,
         )
         inside = 2 * data if self.low_res else data
-        self.trunk = Trunk(parts, inside, widths, self.blocks, self.attention, self.checkpointing)
+        self.trunk = Trunk(parts, inside, widths, self.blocks, self.attention)
         self.decoder = nn.ModuleList()
         current, skips = widths[-1], list(self.trunk.skips)
         for i, width in reversed(list(enumerate(widths))):
@@ -364,19 +356,14 @@ class ADM(nn.Module):
             mode = STRETCH[len(spatial)]
             small = functional.interpolate(low_res.to(x.dtype), size=spatial, mode=mode)
             x = torch.cat([x, small], 1)
-        pads = margins(spatial, self.stride)
-        x = channels_last(functional.pad(x, pads) if any(pads) else x)
-
-        h, skips = self.trunk(x, embedding)
-        for level in self.decoder:
-            for stage in level.stages:  # type: ignore[union-attr]
-                h = self.trunk.run(stage, torch.cat([h, skips.pop()], 1), embedding)
+        h, skips = self.trunk(padded(x, self.stride), embedding, self.checkpointing)
+        for level in typed(self.decoder):
+            for stage in level.stages:
+                h = torch.cat([h, skips.pop()], 1)
+                h = run(stage, h, embedding, again=self.checkpointing)
             if level.resample is not None:
-                h = self.trunk.resample(level.resample, h, embedding)  # type: ignore[arg-type]
-        h = self.head(activate(self.head_norm(h)))
-        for axis, size in enumerate(spatial, start=2):
-            h = h.narrow(axis, pads[2 * (len(spatial) + 1 - axis)], size)
-        return h.contiguous()
+                h = resampled(level.resample, h, embedding, again=self.checkpointing)
+        return cropped(self.head(activate(self.head_norm(h))), spatial)
 
 
 def silence(net: nn.Module) -> None:

@@ -26,7 +26,8 @@ from torch.nn import functional
 
 from ..config import unknown
 from .adm import Condition, Parts, Trunk, check, silence
-from .layers import activate, channels_last, weights_last
+from .layers import activate
+from .layout import channels_last, weights_last
 
 POOLS = ("adaptive", "attention", "spatial", "spatial-v2")
 HIDDEN = 2048
@@ -137,9 +138,7 @@ class ADMClassifier(nn.Module):
         )
         widths = [round(self.width * m) for m in self.multipliers]
         self.condition = Condition(self.embedding, self.width, None, 0)
-        self.trunk = Trunk(
-            parts, channels, widths, self.blocks, self.attention, self.checkpointing
-        )
+        self.trunk = Trunk(parts, channels, widths, self.blocks, self.attention)
         silence(self)
         last = widths[-1]
         self.norm: nn.GroupNorm | None = None
@@ -172,7 +171,8 @@ class ADMClassifier(nn.Module):
             raise ValueError(
                 f"x of shape {tuple(x.shape)} does not fit a classifier of (B, *{self.shape})"
             )
-        h, skips = self.trunk(channels_last(x), self.condition(c_noise, None, None))
+        embedding = self.condition(c_noise, None, None)
+        h, skips = self.trunk(channels_last(x), embedding, self.checkpointing)
         if self.norm is None:
             return self.out(torch.cat([part.flatten(2).mean(2) for part in [*skips, h]], 1))
         h = activate(self.norm(h))

@@ -22,24 +22,24 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from ..config import unknown
-from .embed import Positional, noise_features
+from .embed import Positional, class_rows, noise_features
 from .layers import (
     ACTIVATIONS,
     CONV,
     Attention,
     Downsample,
-    GroupNorm,
     ResBlock,
     Stage,
     Upsample,
     activate,
-    channels_last,
-    margins,
+    group_norm,
+    positive,
+    run,
     uniform_,
 )
+from .layout import cropped, padded, weights_last
 from .resample import Resampler
 
 EMBEDDINGS = ("waves", "positional", "fourier", "log-fourier", "learned")
@@ -211,21 +211,18 @@ class DDPMUNet(nn.Module):
         self.head_norm = self._norm(current)
         self.head = conv(current, self.out_channels or self.shape[0], 3, padding=1)
         self._initialise()
-        if n > 1:
-            form = torch.channels_last_3d if n == 3 else torch.channels_last
-            self.to(memory_format=form)  # type: ignore[call-overload]
+        weights_last(self, n)
 
     def forward(self, x: Tensor, c_noise: Tensor, y: Tensor | None = None) -> Tensor:
         """``x (B, C, *spatial)``, ``c_noise (B,)``, labels ``y`` to ``(B, out, *spatial)``.
 
         ``y`` holds indices ``(B,)`` or one-hot rows ``(B, num_classes)`` of a ``"table"``, numbers
-        ``(B,)`` of a ``"label"``, or rows ``(B, embedding_width)`` of a ``"vector"``; without it
-        nothing is added.
+        ``(B,)`` of a ``"label"``, or rows ``(B, embedding_width)`` of a ``"vector"``; without it,
+        and for the index ``num_classes`` of a table, nothing is added.
         """
         embedding = self.embed(c_noise, y)
         spatial = x.shape[2:]
-        pads = margins(spatial, self.stride)
-        x = channels_last(functional.pad(x, pads) if any(pads) else x)
+        x = padded(x, self.stride)
         h = self.stem(2 * x - 1 if self.center_input else x)
         skips = [h]
         for level in self.encoder:
@@ -243,10 +240,7 @@ class DDPMUNet(nn.Module):
             if level.resample is not None:
                 h = self._resample(level.resample, h, embedding)
         # The activations before the head are SiLU whatever the blocks have, as in the embedding.
-        out = self.head(activate(self.head_norm(h)))
-        for axis, size in enumerate(spatial, start=2):
-            out = out.narrow(axis, pads[2 * (len(spatial) + 1 - axis)], size)
-        out = out.contiguous()
+        out = cropped(self.head(activate(self.head_norm(h))), spatial)
         if self.over_label:
             out = out / c_noise.to(out.dtype).reshape(-1, *(1,) * (out.ndim - 1))
         return out
@@ -257,32 +251,25 @@ class DDPMUNet(nn.Module):
         e = self.embed2(functional.silu(self.embed1(self.features(c_noise).to(dtype))))
         if y is not None and self.class_table is not None:
             table = self.class_table.weight
-            e = e + (table[y.long()] if y.ndim == 1 else y.to(dtype) @ table)
+            e = e + class_rows(y, len(table)).to(dtype) @ table
         elif y is not None and self.class_mlp is not None:
             e = e + self.class_mlp(self.features(y.to(c_noise.dtype)).to(dtype))
         elif y is not None and self.classes == "vector":
             e = e + y.to(dtype)
         return ACTIVATIONS[self.act](e, inplace=False)
 
-    def _run(self, stage: nn.Module, *inputs: Any) -> Tensor:
-        if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(stage, *inputs, use_reentrant=False)
-        return stage(*inputs)
+    def _run(self, layer: nn.Module, *inputs: Any) -> Tensor:
+        return run(layer, *inputs, again=self.checkpointing)
 
     def _resample(self, layer: nn.Module, h: Tensor, embedding: Tensor) -> Tensor:
         return self._run(layer, h, embedding) if isinstance(layer, ResBlock) else layer(h)
 
     def _norm(self, channels: int) -> nn.GroupNorm:
-        return self._group_norm(self.groups, channels)
+        return group_norm(channels, self.groups, self.eps)
 
     def _middle_norm(self, channels: int) -> nn.Module:
         groups = self.groups if self.middle_groups is None else self.middle_groups
-        return self._group_norm(groups, channels) if groups else nn.Identity()
-
-    def _group_norm(self, groups: int, channels: int) -> nn.GroupNorm:
-        if channels % groups:
-            raise ValueError(f"{channels} channels do not split into {groups} groups")
-        return GroupNorm(groups, channels, eps=self.eps)
+        return group_norm(channels, groups, self.eps) if groups else nn.Identity()
 
     def _embedding(self) -> int:
         """The layers of :meth:`embed`, and the width of what they give."""
@@ -333,6 +320,7 @@ class DDPMUNet(nn.Module):
             )
         if not self.widths or min(self.widths) < 4 or self.blocks < 1 or self.groups < 1:
             raise ValueError("the ddpm-unet needs widths >= 4, blocks >= 1 and groups >= 1")
+        positive("ddpm-unet", self, "num_classes", "out_channels", "head_dim", "steps")
         if not self.middle_scale or self.padding not in ((0, 1), (1, 1)):
             raise ValueError(
                 "the ddpm-unet needs a middle_scale that is not 0 and padding (0, 1) or (1, 1)"

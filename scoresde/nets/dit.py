@@ -24,9 +24,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from .embed import ClassEmbedding, NoiseEmbedding
+from .layers import run
 
 
 def modulated(h: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6) -> Tensor:
@@ -344,8 +344,5 @@ class DiT(nn.Module):
         h = self.stem(patchify(x, self.patch)) + self.positions(grid)
         for i, block in enumerate(self.body):
             condition = conditions[0 if self.shared_embedding else i]
-            if self.checkpointing and torch.is_grad_enabled():
-                h = checkpoint(block, h, condition, use_reentrant=False)
-            else:
-                h = block(h, condition)
+            h = run(block, h, condition, again=self.checkpointing)
         return unpatchify(self.head(h, conditions[0]), grid, self.patch)

@@ -29,7 +29,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
+
+from .embed import class_rows
+from .layers import run
 
 EPS = 1e-4
 """Added to a root mean square before the division by it."""
@@ -316,10 +318,8 @@ class EDM2(nn.Module):
             if y is None:
                 row = torch.zeros_like(embedding)
             else:
-                # Index num_classes is no class, as in the other networks.
-                if y.ndim == 1:
-                    y = functional.one_hot(y.long(), self.num_classes + 1)[:, : self.num_classes]
-                row = self.label(math.sqrt(self.num_classes) * y.to(dtype))
+                rows = class_rows(y, self.num_classes).to(dtype)
+                row = self.label(math.sqrt(self.num_classes) * rows)
             embedding = mp_sum(embedding, row, self.label_balance)
         return mp_silu(embedding)
 
@@ -336,18 +336,13 @@ class EDM2(nn.Module):
         x = self.stem(x.contiguous(memory_format=torch.channels_last))
         skips = [x]
         for block in self.encoder.values():
-            x = self._run(block, x, embedding)
+            x = run(block, x, embedding, again=self.checkpointing)
             skips.append(x)
         for name, block in self.decoder.items():
             if "_block" in name:
                 x = mp_cat(x, skips.pop(), self.concat_balance)
-            x = self._run(block, x, embedding)
+            x = run(block, x, embedding, again=self.checkpointing)
         return self.out(x, self.out_gain)
-
-    def _run(self, block: nn.Module, x: Tensor, embedding: Tensor) -> Tensor:
-        if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, x, embedding, use_reentrant=False)
-        return block(x, embedding)
 
     def log_variance(self, c_noise: Tensor) -> Tensor:
         """Logarithm of the expected loss ``u``, to train on ``loss / exp(u) + u``.

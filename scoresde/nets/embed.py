@@ -33,6 +33,7 @@ class Waves(Features):
 
     def __init__(self, width: int) -> None:
         super().__init__()
+        even(width)
         powers = torch.linspace(math.log(0.5), math.log(8.0), width // 2)
         self.register_buffer("frequencies", powers.exp(), persistent=False)
 
@@ -78,6 +79,8 @@ class Positional(Features):
     def __init__(self, width: int, shift: float = 1.0, cos_first: bool = False) -> None:
         super().__init__()
         half = width // 2
+        if not half > shift:
+            raise ValueError(f"the noise label needs more features than {width}")
         powers = torch.arange(half, dtype=torch.float32) * (-math.log(10000.0) / (half - shift))
         self.register_buffer("frequencies", powers.exp(), persistent=False)
         self.odd, self.cos_first = width % 2, cos_first
@@ -103,6 +106,7 @@ class Fourier(Features):
 
     def __init__(self, width: int, scale: float = 16.0, log: bool = False) -> None:
         super().__init__()
+        even(width)
         self.log = log
         self.register_buffer("frequencies", torch.randn(width // 2) * scale)
 
@@ -118,6 +122,12 @@ class Fourier(Features):
         return torch.cat([angle.sin(), angle.cos()], 1)
 
 
+def even(width: int) -> None:
+    """Refuses a number of features that are no pairs of sine and cosine."""
+    if width < 2 or width % 2:
+        raise ValueError(f"features of the noise label come in pairs: {width} is not even")
+
+
 def noise_features(kind: str, width: int, scale: float = 16.0) -> nn.Module:
     """``"waves"`` of log-SNR, ``"positional"`` of a step, ``"fourier"``, ``"log-fourier"``."""
     if kind == "waves":
@@ -127,6 +137,16 @@ def noise_features(kind: str, width: int, scale: float = 16.0) -> nn.Module:
     if kind in ("fourier", "log-fourier"):
         return Fourier(width, scale, log=kind == "log-fourier")
     raise unknown("embedding", kind, ("waves", "positional", "fourier", "log-fourier"))
+
+
+def class_rows(y: Tensor, num_classes: int) -> Tensor:
+    """Indices ``(B,)`` as one-hot rows ``(B, num_classes)``; rows stay what they are.
+
+    Index ``num_classes`` is no class, a row of zeros, as in :class:`ClassEmbedding`.
+    """
+    if y.ndim > 1:
+        return y
+    return functional.one_hot(y.long(), num_classes + 1)[:, :num_classes]
 
 
 class ClassEmbedding(nn.Embedding):
@@ -142,7 +162,7 @@ class ClassEmbedding(nn.Embedding):
             return self.weight[-1].expand(batch, -1)
         if y.ndim == 2:
             return y.to(self.weight.dtype) @ self.weight[: self.num_classes]
-        return super().forward(y)
+        return super().forward(y.long())
 
 
 def fourier_features(x: Tensor, noise: Tensor, powers: tuple[int, ...]) -> Tensor:

@@ -22,6 +22,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from .resample import Resampler, half_on_cpu
 
@@ -56,6 +57,17 @@ class GroupNorm(nn.GroupNorm):
         return y.to(x.dtype)
 
 
+def group_norm(channels: int, groups: int | None, eps: float) -> GroupNorm:
+    """A group norm; by default a quarter of the channels are its groups, 32 at most."""
+    groups = groups or min(channels // 4, 32)
+    if groups < 1 or channels % groups:
+        raise ValueError(
+            f"{channels} channels do not split into {groups} groups: "
+            "choose the field groups, or the widths, otherwise"
+        )
+    return GroupNorm(groups, channels, eps=eps)
+
+
 class Pointwise(nn.Linear):
     """A 1x1 convolution, as the matrix product that it is: no copy where channels are last."""
 
@@ -72,26 +84,6 @@ class Pointwise(nn.Linear):
         else:
             torch.addmm(flat, places, weight, beta=scale, alpha=scale, out=flat)
         return flat.view(rows.shape).movedim(-1, 1)
-
-
-def channels_last(x: Tensor) -> Tensor:
-    """The tensor with its channels last in memory, as convolutions take pictures fastest."""
-    if x.ndim == 4:
-        return x.contiguous(memory_format=torch.channels_last)
-    return x.contiguous(memory_format=torch.channels_last_3d) if x.ndim == 5 else x
-
-
-def weights_last(net: nn.Module, n: int) -> None:
-    """Lays the weights of convolutions over ``n`` axes out as :func:`channels_last` does items."""
-    if n > 1:
-        last = torch.channels_last if n == 2 else torch.channels_last_3d
-        net.to(memory_format=last)  # type: ignore[call-overload]
-
-
-def margins(spatial: tuple[int, ...], stride: int) -> list[int]:
-    """``(before, after)`` of each axis, last axis first, that lead to multiples of ``stride``."""
-    missing = [-size % stride for size in spatial]
-    return [p for m in reversed(missing) for p in (m // 2, m - m // 2)]
 
 
 class ResBlock(nn.Module):
@@ -271,11 +263,11 @@ class Resampling(nn.Module):
 
     def __init__(self, resampler: Resampler, way: str) -> None:
         super().__init__()
-        self.change = resampler.up if way == "up" else resampler.down
+        self.resampler, self.way = resampler, way
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, *spatial)`` at the other resolution."""
-        return self.change(x)
+        return self.resampler.up(x) if self.way == "up" else self.resampler.down(x)
 
 
 class Stage(nn.Module):
@@ -304,9 +296,24 @@ class Level(nn.Module):
         self.resample: nn.Module | None = None
 
 
+def run(layer: nn.Module, *inputs: Any, again: bool) -> Tensor:
+    """The layer's output; with ``again`` it keeps no graph and is run again on the way back."""
+    if again and torch.is_grad_enabled():
+        return checkpoint(layer, *inputs, use_reentrant=False)
+    return layer(*inputs)
+
+
 def typed(levels: nn.ModuleList) -> list[Level]:
     """The levels in a list of modules."""
     return cast("list[Level]", list(levels))
+
+
+def positive(name: str, net: nn.Module, *fields: str) -> None:
+    """Refuses a network called ``name`` with a number below 1 in one of its fields."""
+    for field in fields:
+        value = getattr(net, field, None)
+        if value is not None and value < 1:
+            raise ValueError(f"the {name} needs {field} of at least 1, got {value}")
 
 
 def uniform_(weight: Tensor, scale: float = 1.0) -> None:

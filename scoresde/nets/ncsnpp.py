@@ -4,8 +4,8 @@ A U-Net of residual blocks with ``skip_scale = 1/sqrt(2)``, self-attention at ch
 beside the U-Net's own path, optional pyramids of resampled pictures that enter each level of the
 encoder (``input_pyramid``) and gather the output over the levels of the decoder
 (``output_pyramid``). NCSN++ filters where it resamples and takes a residual input pyramid; DDPM++
-does neither. The original DDPM network of the same code is ``blocks="ddpm"``: convolutions instead
-of blocks change the resolution.
+does neither. The DDPM network of the same papers has ``resblock="ddpm"``: convolutions instead of
+blocks change the resolution.
 
 Sources: Score-Based Generative Modeling through Stochastic Differential Equations (Song et al.,
 2021), appendix H, https://arxiv.org/abs/2011.13456; Elucidating the Design Space of
@@ -22,11 +22,9 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from ..config import unknown
-from .embed import noise_features
+from .embed import class_rows, noise_features
 from .layers import (
     ACTIVATIONS,
     CONV,
@@ -40,13 +38,14 @@ from .layers import (
     Stage,
     Upsample,
     activate,
-    channels_last,
+    group_norm,
     joined,
-    margins,
+    positive,
+    run,
     typed,
     uniform_,
-    weights_last,
 )
+from .layout import cropped, padded, weights_last
 from .resample import Resampler
 
 
@@ -235,12 +234,12 @@ class NCSNpp(nn.Module):
     ) -> Tensor:
         """``x (B, C, *spatial)``, ``c_noise (B,)``, labels ``y`` to ``(B, out, *spatial)``.
 
-        ``y`` holds indices ``(B,)`` or one-hot rows ``(B, num_classes)``; None is the zero row.
+        ``y`` holds indices ``(B,)`` or one-hot rows ``(B, num_classes)``; None and the index
+        ``num_classes`` are the zero row.
         """
         embedding = self.embed(c_noise, y, augment) if self.conditional else None
         spatial = x.shape[2:]
-        pads = margins(spatial, self.stride)
-        x = channels_last(functional.pad(x, pads) if any(pads) else x)
+        x = padded(x, self.stride)
         if self.center_input:
             x = 2 * x - 1
 
@@ -268,7 +267,7 @@ class NCSNpp(nn.Module):
             for stage in level.stages:
                 h = self._run(stage, torch.cat([h, skips.pop()], 1), embedding)
             if level.attention is not None:
-                h = level.attention(h)
+                h = self._run(level.attention, h)
             if self.output_pyramid == "skip":
                 add = level.pyramid(activate(level.norm(h), self.act))
                 out = add if out is None else self.resampler.up(out) + add
@@ -282,10 +281,7 @@ class NCSNpp(nn.Module):
             out = self.head(activate(self.head_norm(h), self.act))
         assert out is not None
 
-        for axis, size in enumerate(spatial, start=2):
-            before = pads[2 * (len(spatial) + 1 - axis)]
-            out = out.narrow(axis, before, size)
-        out = out.contiguous()
+        out = cropped(out, spatial)
         return self._over_sigma(out, c_noise) if self.scale_by_sigma else out
 
     def embed(self, c_noise: Tensor, y: Tensor | None, augment: Tensor | None) -> Tensor:
@@ -293,11 +289,9 @@ class NCSNpp(nn.Module):
         dtype = self.embed1.weight.dtype
         e = self.features(c_noise).to(dtype)
         if self.classes is not None:
-            if y is None:
-                y = e.new_zeros(len(e), self.classes.in_features)
-            elif y.ndim == 1:
-                y = functional.one_hot(y.long(), self.classes.in_features)
-            e = e + self.classes(y.to(dtype) * math.sqrt(self.classes.in_features))
+            count = self.classes.in_features
+            y = e.new_zeros(len(e), count) if y is None else class_rows(y, count)
+            e = e + self.classes(y.to(dtype) * math.sqrt(count))
         if self.augmentation is not None and augment is not None:
             e = e + self.augmentation(augment.to(dtype))
         return self._act(self.embed2(self._act(self.embed1(e))))
@@ -305,10 +299,8 @@ class NCSNpp(nn.Module):
     def _act(self, x: Tensor) -> Tensor:
         return ACTIVATIONS[self.act](x, inplace=False)
 
-    def _run(self, stage: nn.Module, *inputs: Any) -> Tensor:
-        if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(stage, *inputs, use_reentrant=False)
-        return stage(*inputs)
+    def _run(self, layer: nn.Module, *inputs: Any) -> Tensor:
+        return run(layer, *inputs, again=self.checkpointing)
 
     def _resample(self, layer: nn.Module, h: Tensor, embedding: Tensor | None) -> Tensor:
         return self._run(layer, h, embedding) if isinstance(layer, ResBlock) else layer(h)
@@ -321,10 +313,7 @@ class NCSNpp(nn.Module):
         return out / sigma.to(out.dtype).reshape(-1, *(1,) * (out.ndim - 1))
 
     def _norm(self, channels: int) -> GroupNorm:
-        groups = self.groups or min(channels // 4, 32)
-        if not groups or channels % groups:
-            raise ValueError(f"{channels} channels do not split into {groups} groups")
-        return GroupNorm(groups, channels, eps=1e-6)
+        return group_norm(channels, self.groups, 1e-6)
 
     def _embedding(self) -> int:
         """The layers of :meth:`embed`, and the width of what they give."""
@@ -338,6 +327,11 @@ class NCSNpp(nn.Module):
     def _regroup(self, widths: list[int]) -> None:
         """The groups of diffusers' blocks with attention, see ``diffusers_groups``."""
         for i in self.attention:
+            if not 0 <= i < len(widths) or widths[i] % 32:
+                raise ValueError(
+                    "diffusers_groups needs multiples of 32 channels where there is attention, "
+                    f"at levels 0 to {len(widths) - 1}"
+                )
             level = typed(self.decoder)[len(widths) - 1 - i]
             attentions: list[Any] = [level.attention]
             attentions += [stage.attention for stage in typed(self.encoder)[i].stages]
@@ -390,6 +384,15 @@ class NCSNpp(nn.Module):
         ):
             if getattr(self, name) not in accepted:
                 raise unknown(f"{name} of ncsnpp", getattr(self, name), accepted)
+        positive("ncsnpp", self, "num_classes", "out_channels", "noise_width", "groups")
+        if not self.conditional and (self.num_classes or self.augment):
+            raise ValueError("an ncsnpp that is not conditional takes no classes and no augment")
+        if self.sigmas is not None and not (
+            0 < self.sigmas[0] < self.sigmas[1] and self.sigmas[2] > 1
+        ):
+            raise ValueError(
+                f"sigmas of ncsnpp are 0 < sigma_min < sigma_max and N > 1, not {self.sigmas}"
+            )
         if self.scale_by_sigma and self.sigmas is None and self.embedding != "log-fourier":
             raise ValueError(
                 "scale_by_sigma needs the noise level: embedding 'log-fourier', or sigmas"

@@ -40,18 +40,19 @@ class Resampler(nn.Module):
 
     Args:
         n: number of spatial axes.
-        taps: the filter along one axis, two taps or more; ``(1, 1)`` for none.
+        taps: the filter along one axis, 2 to 64 taps; ``(1, 1)`` for none.
 
     Raises:
-        ValueError: if there are fewer taps, or they sum to zero.
+        ValueError: if there are fewer or more taps, or they sum to zero.
     """
 
     kernel: Tensor
 
     def __init__(self, n: int, taps: tuple[float, ...] = (1.0, 1.0)) -> None:
         super().__init__()
-        if len(taps) < 2 or not sum(taps):
-            raise ValueError(f"a filter has two taps or more and a sum, not {tuple(taps)}")
+        if not 2 <= len(taps) <= 64 or not sum(taps):
+            said = tuple(taps) if len(taps) <= 64 else f"{len(taps)} taps"
+            raise ValueError(f"a filter has 2 to 64 taps and a sum, not {said}")
         self.n = n
         self.taps = tuple(taps)
         self.plain = len(set(taps)) == 1 and len(taps) == 2

@@ -34,6 +34,8 @@ from ..config import unknown
 from .base import GaussianSDE, as_time
 
 SCHEDULES = ("linear", "scaled-linear", "cosine", "sigmoid")
+MOST_STEPS = 1_000_000
+"""Steps of the longest table that is made: a file that asks for more is no model."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class DDPM(GaussianSDE):
     """VP process through the points of a table of ``beta``.
 
     Args:
-        num_steps: ``N``, the length of the table.
+        num_steps: ``N``, the length of the table, up to a million.
         beta_start: ``b``, ``beta_1`` of a linear table, in (0, 1).
         beta_end: ``e``, ``beta_N`` of a linear table, in (0, 1); both are not read by ``cosine``.
         schedule: the rule of the table: ``"linear"``, ``"scaled-linear"`` (latent diffusion's),
@@ -76,8 +78,8 @@ class DDPM(GaussianSDE):
                 )
             object.__setattr__(self, "betas", betas)
             object.__setattr__(self, "num_steps", len(betas))
-        if self.num_steps < 1:
-            raise ValueError(f"DDPM needs num_steps >= 1, got {self.num_steps}")
+        if not 1 <= self.num_steps <= MOST_STEPS:
+            raise ValueError(f"DDPM needs 1 <= num_steps <= {MOST_STEPS}, got {self.num_steps}")
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise ValueError(
                 f"DDPM needs 0 < beta_start <= beta_end < 1, "

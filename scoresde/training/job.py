@@ -26,7 +26,7 @@ from ..config import (
 from ..data import DataConfig, Dataset, Scaler, load_splits
 from ..likelihood.integrate import MAX_NFE
 from ..likelihood.stepped import choose
-from ..model import ScoreModel
+from ..model import ScoreModel, evaluating
 from ..sde.terminal import Remains, auto_beta_max, auto_sigma_max, remains
 from .objective import DSM
 
@@ -230,10 +230,34 @@ def prepare(config: Mapping[str, Any], folder: Path, device: torch.device) -> Jo
     }
     left = remains(process, mean, variance)
     model.to(device)
+    try_network(model, classes, device)
     return Job(
         folder, resolved, model, objective, training, sampling, likelihood,
         train, heldout, left, device,
     )  # fmt: skip
+
+
+def try_network(model: ScoreModel, classes: int | None, device: torch.device) -> None:
+    """Evaluates the network once on noise, at both ends of its times.
+
+    Raises:
+        ConfigError: if it does not take such items and conditions, or gives nothing to train.
+    """
+    sde, shape = model.sde, model.shape or ()
+    x = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(device)
+    t = torch.tensor([sde.t_min, sde.t_max], device=device)
+    cond = {} if classes is None else {"y": torch.arange(2, device=device) % classes}
+    try:
+        with torch.no_grad(), evaluating(model):
+            eps, v = model.noise_and_variance(x, t, **cond)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"net does not take the data: {str(error).splitlines()[0]}") from error
+    if v is not None:
+        raise ConfigError("net.out_channels: nothing here trains a variance; leave it out")
+    if not bool(eps.isfinite().all()):
+        raise ConfigError(
+            "net gives no finite output: does parameterization.label suit net.embedding?"
+        )
 
 
 def resolve_auto(

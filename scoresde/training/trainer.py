@@ -310,10 +310,14 @@ class Trainer:
             file = folder / f"{name}.safetensors"
             checkpoint.fit(net, checkpoint.read_tensors(file), file)
         moments = checkpoint.read_tensors(folder / "optimizer.safetensors")
-        keys = [k for k, _ in self.model.net.named_parameters()]
+        parameters = dict(self.model.net.named_parameters())
+        keys = list(parameters)
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in moments.items():
             parameter, _, name = key.partition("|")
+            if value.ndim:
+                # As the parameter lies in memory: a fused optimizer walks both in that order.
+                value = torch.empty_like(parameters[parameter], device="cpu").copy_(value)
             state.setdefault(keys.index(parameter), {})[name] = value
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})

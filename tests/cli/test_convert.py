@@ -315,3 +315,38 @@ def test_a_signal_stops_it(source, tmp_path):
         assert held(tmp_path) == ["m"]
     else:
         assert held(tmp_path) == ["m", "x"]
+
+
+def test_without_the_hubs_package_nothing_is_begun(run, source, monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    said = run("convert", source, "hf:me/m", code=1)
+    assert "pip install" in said.err
+    assert said.out == ""
+
+
+def test_a_folder_that_cannot_be_made_is_named(run, source, tmp_path, monkeypatch):
+    def refuse(path, *args, **options):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    error = run("convert", source, "x/y", code=1).err
+    assert error == f"Error: cannot write {tmp_path / 'x/y'}: Permission denied\n"
+
+
+def test_a_class_of_the_users_own_is_imported_where_that_is_allowed(
+    run, source, tmp_path, monkeypatch
+):
+    (tmp_path / "own_processes.py").write_text(
+        "import scoresde as sd\nfrom dataclasses import dataclass\n\n\n"
+        "@dataclass(frozen=True)\nclass Own(sd.VP):\n    extra: int = 1\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / source / "config.yaml"
+    content = yaml.safe_load(file.read_text())
+    file.write_text(yaml.safe_dump({**content, "sde": {"name": "own_processes.Own"}}))
+    error = run("convert", source, "x", code=1).err
+    assert "SCORESDE_IMPORT=own_processes" in error
+    assert "own_processes" not in sys.modules
+    monkeypatch.setenv("SCORESDE_IMPORT", "own_processes")
+    assert "own_processes.Own" in run("convert", source, "x").out
+    sys.modules.pop("own_processes")

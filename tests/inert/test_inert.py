@@ -530,12 +530,18 @@ def test_one_tensor_named_many_times_takes_no_more_than_the_file(tmp_path):
 
 def test_long_programs_and_deep_ones_end(tmp_path, monkeypatch):
     (tmp_path / "x").write_bytes(fragments(b"K\x01\x85" + b"\x85" * 200_000))
-    deep = read_persistent(tmp_path / "x")
-    assert type(deep) is tuple
+    refused(read_persistent, tmp_path / "x", "without end")
     laughs = b"]q\0" + b"".join(b"](" + b"h" + bytes([i]) + b"h" + bytes([i]) + b"eq" +
                                 bytes([i + 1]) for i in range(60))  # fmt: skip
     (tmp_path / "x").write_bytes(fragments(b"(" + laughs + b"t"))
-    assert len(read_persistent(tmp_path / "x")[-1]) == 2
+    refused(read_persistent, tmp_path / "x", "without measure")
+    ring = b"]q\0h\0a"
+    (tmp_path / "x").write_bytes(fragments(ring))
+    refused(read_persistent, tmp_path / "x", "without end")
+    refused(read_torch, archive(tmp_path / "y", fragments(ring)), "without end")
+    shared = b"(]q\0K\x01a" + b"h\0" * 100 + b"t"
+    (tmp_path / "x").write_bytes(fragments(shared))
+    assert read_persistent(tmp_path / "x") == ([1],) * 101
     (tmp_path / "x").write_bytes(fragments(b"Nr\xff\xff\xff\xff"))
     assert read_persistent(tmp_path / "x") is None  # a place in the memo costs nothing
     monkeypatch.setattr(unpickle, "MAX_STEPS", 100)

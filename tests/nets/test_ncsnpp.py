@@ -60,6 +60,109 @@ def test_every_variant_has_its_shape_and_uses_every_weight(name):
     assert silent == []
 
 
+def by_hand(net: NCSNpp, x, c, y=None, augment=None):
+    """The wiring of Song et al. (2021), appendix H, of blocks that are tested below."""
+    act = {"silu": functional.silu, "elu": functional.elu}[net.act]
+    e = None
+    if net.conditional:
+        e = net.features(c)
+        if y is not None:
+            e = e + net.classes(math.sqrt(net.num_classes) * torch.eye(net.num_classes)[y])
+            e = e + net.augmentation(augment)
+        e = act(net.embed2(act(net.embed1(e))))
+    factor = 1 / math.sqrt(2) if net.skip_rescale else 1.0
+    x = 2 * x - 1 if net.center_input else x
+
+    def change(layer, h):
+        return layer(h, e) if isinstance(layer, ResBlock) else layer(h)
+
+    h, picture, skips = net.stem(x), x, []
+    skips.append(h)
+    for i, level in enumerate(net.encoder):
+        for stage in level.stages:
+            h = stage(h, e)
+            skips.append(h)
+        if i == len(net.encoder) - 1:
+            break
+        h = change(level.resample, h)
+        if net.input_pyramid == "skip":
+            picture = net.resampler.down(picture)
+            entry = level.pyramid(picture)
+            h = torch.cat([entry, h], 1) if net.combine == "cat" else h + entry
+        elif net.input_pyramid == "residual":
+            picture = h = (level.pyramid(picture) + h) * factor
+        skips.append(h)
+    h = net.middle[1](net.middle[0](h, e), e)
+    out = None
+    for level in net.decoder:
+        for stage in level.stages:
+            h = stage(torch.cat([h, skips.pop()], 1), e)
+        h = h if level.attention is None else level.attention(h)
+        if net.output_pyramid == "skip":
+            part = level.pyramid(act(level.norm(h)))
+            out = part if out is None else net.resampler.up(out) + part
+        elif net.output_pyramid == "residual":
+            if out is None:
+                out = level.pyramid(act(level.norm(h)))
+            else:
+                out = h = (level.pyramid(out) + h) * factor
+        h = h if level.resample is None else change(level.resample, h)
+    assert skips == []
+    if net.output_pyramid != "skip":
+        out = net.head(act(net.head_norm(h)))
+    if net.scale_by_sigma and net.sigmas:
+        low, high, count = net.sigmas
+        levels = torch.logspace(math.log10(high), math.log10(low), count)
+        return out / levels[c.long(), None, None, None]
+    return out / c[:, None, None, None] if net.scale_by_sigma else out
+
+
+@pytest.mark.parametrize("name", [*VARIANTS, "sigmas"])
+@pytest.mark.parametrize("grad", [False, True])
+def test_output_is_the_wiring_of_the_paper(name, grad):
+    sigmas = {"scale_by_sigma": True, "sigmas": (0.01, 50.0, 7), "embedding": "positional"}
+    net = awake(**VARIANTS.get(name, sigmas), multipliers=(1, 2, 2))
+    x, c = inputs(net)
+    c = torch.tensor([0.0, 3.0, 6.0]) if name == "sigmas" else c
+    cond = {"y": torch.tensor([0, 4, 2]), "augment": torch.rand(3, 3)} if net.augment else {}
+    with torch.no_grad():
+        expected = by_hand(net, x, c, **cond)
+    with torch.set_grad_enabled(grad):
+        torch.testing.assert_close(net(x, c, **cond), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_resampling_with_a_filter_comes_before_the_strided_convolution():
+    net = awake(**VARIANTS["ddpm, filtered"])
+    layer = net.encoder[0].resample
+    x = torch.randn(1, 8, 6, 6)
+    k = torch.tensor(FIR) / 8
+    smooth = functional.conv2d(
+        functional.pad(x, (2, 2, 2, 2)), (k[:, None] * k).expand(8, 1, 4, 4), groups=8
+    )
+    expected = functional.conv2d(smooth, layer.conv.weight, layer.conv.bias, stride=2)
+    torch.testing.assert_close(layer(x), expected)
+    plain = awake(**VARIANTS["ddpm"]).encoder[0].resample
+    expected = functional.conv2d(
+        functional.pad(x, (0, 1, 0, 1)), plain.conv.weight, plain.conv.bias, stride=2
+    )
+    torch.testing.assert_close(plain(x), expected)
+
+
+def test_branches_and_output_start_near_zero():
+    torch.manual_seed(0)
+    for fields in ({}, {"output_pyramid": "skip"}):
+        net = NCSNpp((3, 8, 8), **{**TINY, **fields})
+        x, c = inputs(net)
+        assert net(x, c).abs().max() < 1e-3
+        for module in net.modules():
+            if isinstance(module, ResBlock):
+                assert module.conv2.weight.abs().max() < 1e-4
+            if isinstance(module, Attention):
+                assert module.out.weight.abs().max() < 1e-4
+                fan = module.qkv.weight.numel() / len(module.qkv.weight) * 2  # (C + 3C) / 2
+                assert float(module.qkv.weight.detach().var()) == pytest.approx(0.1 / fan, rel=0.3)
+
+
 @pytest.mark.parametrize("shape", [(2, 16), (2, 13), (1, 9, 6), (2, 4, 6, 5)], ids=str)
 @pytest.mark.parametrize("name", ["ddpm++", "ncsn++", "skips", "ddpm"])
 def test_one_to_three_axes_of_any_size(name, shape):
@@ -176,11 +279,33 @@ def test_presets_build(preset):
         ({"width": 10}, "channels do not split into"),
         ({"scale_by_sigma": True}, "scale_by_sigma needs the noise level"),
         ({"blocks": 0}, "blocks >= 1"),
+        ({"diffusers_groups": True}, "multiples of 32 channels"),
+        ({"diffusers_groups": True, "width": 32, "attention": (2,)}, "levels 0 to 1"),
+        ({"conditional": False, "num_classes": 3}, "takes no classes"),
+        ({"conditional": False, "augment": 3}, "takes no classes and no augment"),
+        ({"sigmas": (0.1, 9.0, 1)}, "sigma_min < sigma_max and N > 1"),
+        ({"sigmas": (9.0, 0.1, 10)}, "sigma_min < sigma_max and N > 1"),
     ],
 )
 def test_what_makes_no_network_is_refused(fields, said):
     with pytest.raises(ValueError, match=said):
         NCSNpp((3, 8, 8), **{**TINY, **fields})
+
+
+def test_groups_of_levels_with_attention_may_be_those_of_diffusers():
+    for flag, groups in ((True, 32), (False, 16)):
+        net = awake(width=64, diffusers_groups=flag, attention=(0,), multipliers=(1, 1))
+        level = net.decoder[-1]
+        assert [stage.block.norm1.num_groups for stage in level.stages] == [32, 32]
+        assert level.attention.norm.num_groups == (32 if flag else 16)
+        assert net.encoder[0].stages[0].attention.norm.num_groups == (32 if flag else 16)
+        assert net.encoder[0].stages[0].attention.heads == 1
+        assert net.encoder[1].stages[0].block.norm1.num_groups == 16
+        net = awake(width=32, diffusers_groups=flag, attention=(0,), multipliers=(1, 1))
+        norms = [stage.block.norm1.num_groups for stage in net.decoder[-1].stages]
+        assert norms == [32 if flag else groups] * 2
+        x, c = inputs(net)
+        assert net(x, c).isfinite().all()
 
 
 def test_vectors_are_refused():

@@ -2,8 +2,12 @@ import pytest
 import torch
 from torch import nn
 
+import scoresde as sd
+from scoresde import checkpoint
+from scoresde.model import evaluating
 from scoresde.nets import MLP, UNet
 from scoresde.nets.embed import ClassEmbedding, NoiseEmbedding, fourier_features
+from scoresde.training import Trainer, prepare
 
 
 def awake(net: nn.Module) -> nn.Module:
@@ -110,3 +114,100 @@ def test_noise_embedding_tells_neighbours_apart_in_half_precision():
 def test_class_embedding_without_labels_is_the_last_row():
     table = ClassEmbedding(3, 4)
     torch.testing.assert_close(table(None, 2), table(torch.tensor([3, 3])))
+
+
+class Fixed(nn.Module):
+    """A network whose output has a given shape."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, x: torch.Tensor, c_noise: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(self.shape)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 4, 4), (2, 5, 4, 4), (2, 6, 4, 1), (1, 3, 4, 4), ()])
+def test_an_output_of_another_shape_is_refused_before_it_is_broadcast(shape):
+    model = sd.ScoreModel(Fixed(*shape), sd.VP(), sd.Eps())
+    with pytest.raises(ValueError, match="it must give that shape, or twice its channels"):
+        model(torch.zeros(2, 3, 4, 4), 0.5)
+
+
+def test_an_output_of_twice_the_channels_is_about_the_variance():
+    model = sd.ScoreModel(Fixed(2, 6, 4, 4), sd.VP(), sd.Eps())
+    eps, v = model.noise_and_variance(torch.zeros(2, 3, 4, 4), 0.5)
+    assert eps.shape == v.shape == (2, 3, 4, 4)
+    assert (
+        sd.ScoreModel(Fixed(2, 3, 4, 4), sd.VP(), sd.Eps()).noise_and_variance(
+            torch.zeros(2, 3, 4, 4), 0.5
+        )[1]
+        is None
+    )
+
+
+@pytest.mark.parametrize("name", ["adm", "ddpm-unet", "dit", "edm2", "ncsnpp", "unet"])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(name, tmp_path):
+    """Resumed, the moments of the optimizer lie as the weights do, with channels last."""
+    config = {
+        "data": {"source": "digits", "limit": 64},
+        "net": {"name": name, "preset": "tiny", "dropout": 0.1, "num_classes": 10},
+        "training": {"batch_size": 4, "evaluations": 0, "warmup": 2, "decay": "constant"},
+    }
+
+    def run(folder: str, steps: int, resume: bool = False) -> dict[str, torch.Tensor]:
+        config["training"]["steps"] = steps
+        job = prepare(config, tmp_path / folder, torch.device("cpu"))
+        trainer = Trainer(job, say=lambda line: None)
+        if resume:
+            trainer.resume()
+        trainer.run(show_progress=False)
+        newest = checkpoint.latest_checkpoint(tmp_path / folder)
+        return {
+            f"{part}.{key}": value
+            for part in ("raw", "ema", "optimizer")
+            for key, value in checkpoint.read_tensors(newest / f"{part}.safetensors").items()
+        }
+
+    whole = run("whole", 4)
+    run("halves", 2)
+    halves = run("halves", 4, resume=True)
+    assert whole.keys() == halves.keys()
+    assert [key for key, value in whole.items() if not torch.equal(value, halves[key])] == []
+
+
+class Told(nn.Linear):
+    """A network that keeps the labels that it was told."""
+
+    def forward(self, x: torch.Tensor, c_noise: torch.Tensor) -> torch.Tensor:
+        self.label = c_noise
+        return super().forward(x)
+
+
+def test_a_network_of_half_precision_is_told_the_noise_in_float32():
+    net = Told(2, 2).bfloat16()
+    model = sd.ScoreModel(net, sd.VP(), sd.Eps())
+    assert model(torch.zeros(3, 2), 0.3).dtype == torch.float32
+    assert net.label.dtype == torch.float32
+    expected = -sd.VP().log_snr(torch.tensor(0.3, dtype=torch.float64)) / 4
+    torch.testing.assert_close(net.label, expected.float().expand(3))
+
+
+def test_a_noise_level_is_told_in_the_precision_of_the_time():
+    net, sde = Told(2, 2), sd.VE()
+    model = sd.ScoreModel(net, sde, sd.Eps(label="noise-level"))
+    t = torch.linspace(0.01, 1, 200)
+    model(torch.zeros(200, 2), t)
+    assert torch.equal(net.label, sde.sigma(t) / sde.alpha(t))
+    assert not torch.equal(net.label, (sde.sigma(t.double()) / sde.alpha(t.double())).float())
+
+
+def test_evaluating_reaches_the_network_within_a_score():
+    class Around:
+        def __init__(self, score: object) -> None:
+            self.score = score
+
+    model = sd.ScoreModel(Told(2, 2), sd.VP(), sd.Eps()).train()
+    with evaluating(Around(Around(model))):
+        assert not model.net.training
+    assert model.net.training
