@@ -56,3 +56,53 @@ def test_a_network_trains_and_samples(tmp_path, precision):
     drawn = sd.sample(trainer.averaged, (4, 1, 8, 8), steps=4)
     assert drawn.x.is_cuda
     assert drawn.x.isfinite().all()
+
+
+NETWORKS = {
+    "ncsnpp": lambda: sd.nets.NCSNpp(
+        (3, 16, 16), **{**sd.nets.NCSNpp.presets["ncsnpp"], "width": 32, "blocks": 1}
+    ),
+    "adm": lambda: sd.nets.ADM((3, 16, 16), **sd.nets.ADM.presets["tiny"]),
+    "ddpm-unet": lambda: sd.nets.DDPMUNet((3, 16, 16), **sd.nets.DDPMUNet.presets["tiny"]),
+    "dit": lambda: sd.nets.DiT((3, 16, 16), **sd.nets.DiT.presets["tiny"]),
+    "edm2": lambda: sd.nets.EDM2((3, 16, 16), **sd.nets.EDM2.presets["tiny"]),
+}
+
+
+def awake(name):
+    torch.manual_seed(0)
+    net = NETWORKS[name]().eval()
+    for parameter in net.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+        elif parameter.ndim == 0:  # a gain
+            torch.nn.init.ones_(parameter)
+    return net, torch.randn(4, 3, 16, 16), torch.linspace(-1, 1, 4)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_give_what_they_give_on_the_cpu(name):
+    net, x, c = awake(name)
+    here = torch.nn.functional.mse_loss(net(x, c), x)
+    gradients = torch.autograd.grad(here, [p for p in net.parameters() if p.ndim > 1],
+                                    allow_unused=True)  # fmt: skip
+    net.cuda()
+    there = torch.nn.functional.mse_loss(net(x.cuda(), c.cuda()), x.cuda())
+    torch.testing.assert_close(here, there.cpu(), rtol=1e-3, atol=1e-4)  # TF32 may be on
+    wanted = [p for p in net.parameters() if p.ndim > 1]
+    for a, b in zip(gradients, torch.autograd.grad(there, wanted, allow_unused=True), strict=True):
+        if a is not None:
+            torch.testing.assert_close(a, b.cpu(), rtol=0, atol=0.02 * float(a.abs().max()))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_in_half_precision_and_compiled(name):
+    net, x, c = awake(name)
+    net, x, c = net.cuda(), x.cuda(), c.cuda()
+    with torch.no_grad():
+        exact = net(x, c)
+        compiled = torch.compile(net, fullgraph=True)(x, c)
+        with torch.autocast("cuda", torch.bfloat16):
+            half = net(x, c).float()
+    torch.testing.assert_close(exact, compiled, rtol=1e-2, atol=1e-2 * float(exact.std()))
+    assert (half - exact).std() < 0.05 * exact.std()
