@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from .files import CheckpointError
+
 TIMES, BESIDES = 4, 1 << 24
 """Elements a network may have for each that its file holds, and besides: tables that it makes."""
 CALLS, AT_LEAST = 16, 1000
@@ -32,8 +34,6 @@ def no_larger(tensors: Mapping[str, Any], file: Path) -> Iterator[None]:
     Raises:
         CheckpointError: before the memory is taken.
     """
-    from .checkpoint import CheckpointError
-
     held = [value.numel() for value in tensors.values() if isinstance(value, Tensor)]
     with _Allowance(TIMES * sum(held) + BESIDES, CALLS * len(held) + AT_LEAST) as allowance:
         try:

@@ -4,7 +4,7 @@ import yaml
 from torch import nn
 
 import scoresde as sd
-from scoresde import checkpoint, config
+from scoresde import config, files
 from scoresde.data import Scaler
 
 
@@ -78,7 +78,7 @@ def test_a_failed_save_leaves_the_old_model(tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(ValueError, match="No space left on device"):
         model.save(tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == before
@@ -95,10 +95,8 @@ def test_networks_that_cannot_be_described_are_refused(tmp_path):
 def test_half_precision_weights_load_into_float32(tmp_path):
     model = small_model()
     model.save(tmp_path)
-    tensors = checkpoint.read_tensors(tmp_path / "model.safetensors")
-    checkpoint.write_tensors(
-        tmp_path / "model.safetensors", {k: v.half() for k, v in tensors.items()}
-    )
+    tensors = files.read_tensors(tmp_path / "model.safetensors")
+    files.write_tensors(tmp_path / "model.safetensors", {k: v.half() for k, v in tensors.items()})
     again = sd.load(tmp_path)
     assert all(p.dtype == torch.float32 for p in again.parameters())
     torch.testing.assert_close(

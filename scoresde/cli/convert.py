@@ -149,8 +149,9 @@ def written(found: Foreign, source: str, draft: Path, form: str, hub: str | None
 
 def write_ours(model: ScoreModel, source: str, draft: Path, hub: str | None) -> None:
     """The files of a model, its tuned grids, and of a run or model of ours its data."""
-    from ..checkpoint import locate, save_model, write_yaml
+    from ..checkpoint import locate, save_model
     from ..config import read_yaml
+    from ..files import write_yaml
     from ..tuning import FILE
 
     if hub is not None:

@@ -129,7 +129,7 @@ def section(text: str | None, option: str) -> Any:
 def write_json(file: Path | None, content: dict[str, Any]) -> None:
     """Writes the figures whole or not at all, if a file was asked for."""
     if file is not None:
-        from ..checkpoint import write_json
+        from ..files import write_json
 
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, content)

@@ -224,7 +224,7 @@ def run(job: Job, resume: bool, json_file: Path | None) -> None:
     """Trains, reports, and prints what to try next."""
     from tqdm import tqdm
 
-    from ..checkpoint import write_yaml
+    from ..files import write_yaml
     from ..training import Trainer
     from ..training.report import finish
 

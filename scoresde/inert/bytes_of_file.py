@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from ..checkpoint import CheckpointError
+from ..files import CheckpointError
 
 ALIGNMENT = 16  # bytes; the widest element, complex128
 LINE = 1000  # bytes; longer than any dotted name

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..checkpoint import CheckpointError
+from ..files import CheckpointError
 from .bytes_of_file import Source, Window, opened
 from .stand_ins import Persistent, Storage, numpy_and_builtins, tensors
 from .torch_files import read_stream

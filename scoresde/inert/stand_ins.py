@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checkpoint import CheckpointError
+from ..files import CheckpointError
 from .bytes_of_file import Source, Window
 from .unpickle import Global, Stateful, Unbuilt
 

@@ -13,7 +13,7 @@ import struct
 from dataclasses import dataclass
 from itertools import pairwise
 
-from ..checkpoint import CheckpointError
+from ..files import CheckpointError
 from .bytes_of_file import Source, Window
 
 _END, _END64, _LOCATOR = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"

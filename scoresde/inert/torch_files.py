@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..checkpoint import CheckpointError
+from ..files import CheckpointError
 from .bytes_of_file import Source, Window, opened
 from .stand_ins import Storage, numpy_and_builtins, tensors
 from .torch_archive import records

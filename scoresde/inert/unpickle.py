@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from ..checkpoint import CheckpointError
+from ..files import CheckpointError
 from ..unrolled import LIMIT, unrolled
 from .bytes_of_file import Window
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoint import CheckpointError
+from ..files import CheckpointError
 from ..nets.adm import ADM
 
 DEFAULTS: dict[str, Any] = {

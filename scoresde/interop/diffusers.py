@@ -23,8 +23,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..allowance import no_larger
-from ..checkpoint import CheckpointError, fit, write_json, write_tensors
+from ..checkpoint import CheckpointError, fit
 from ..data.scaler import Scaler
+from ..files import write_json, write_tensors
 from ..model import ScoreModel
 from ..nets.dit import DiT
 from . import diffusers_dit, diffusers_unet, schedulers

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoint import CheckpointError
+from ..files import CheckpointError
 from ..nets.dit import DiT, grid_waves
 
 DEFAULTS: dict[str, Any] = {

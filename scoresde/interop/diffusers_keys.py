@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import CheckpointError
+from ..files import CheckpointError
 from ..nets.layers import Pointwise
 from ..nets.ncsnpp import NCSNpp
 

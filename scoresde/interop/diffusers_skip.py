@@ -16,7 +16,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ..checkpoint import CheckpointError
+from ..files import CheckpointError
 from ..nets.ncsnpp import NCSNpp
 
 DOWN = ("SkipDownBlock2D", "AttnSkipDownBlock2D")

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import CheckpointError
+from ..files import CheckpointError
 from ..nets.ddpm import DDPMUNet
 from ..nets.ncsnpp import NCSNpp
 from . import diffusers_keys, diffusers_skip

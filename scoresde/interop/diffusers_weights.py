@@ -15,7 +15,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..checkpoint import CheckpointError, read_tensors
+from ..files import CheckpointError, read_tensors
 from ..inert import read_torch
 from .foreign import settings
 

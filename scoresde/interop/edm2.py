@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoint import CheckpointError
+from ..files import CheckpointError
 from ..nets.edm2 import EDM2
 
 FIELDS = {

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import CheckpointError, printable
+from ..files import CheckpointError, printable
 from ..model import ScoreModel
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import CheckpointError
+from ..files import CheckpointError
 from .foreign import settings
 
 FILES = ("flags.json", "config.json")

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..checkpoint import CheckpointError
+from ..files import CheckpointError
 from ..nets.adm import ADM
 from ..nets.adm_classifier import ADMClassifier
 

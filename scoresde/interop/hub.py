@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoint import CheckpointError, save_model, write_yaml
+from ..checkpoint import CheckpointError, save_model
+from ..files import write_yaml
 from ..tuning.files import FILE as TUNED
 from .card import model_card
 from .guided_flags import FILES as FLAGS

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import CheckpointError
+from ..files import CheckpointError
 
 
 class Options:

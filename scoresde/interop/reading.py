@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import CheckpointError
+from ..files import CheckpointError
 from ..inert import read_persistent, read_torch
 from . import diffusers, edm, guided_diffusion, score_sde
 from .foreign import Foreign

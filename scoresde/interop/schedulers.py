@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoint import CheckpointError
+from ..files import CheckpointError
 from ..noise_labels import NoiseLevel, Time
 from ..parameterization import X0, Eps, Parameterization, RawScore, V
 from ..sde import DDPM, VE

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import CheckpointError
+from ..files import CheckpointError
 from ..nets.layers import Attention, Downsample, ResBlock, Upsample, typed
 from ..nets.ncsnpp import NCSNpp
 

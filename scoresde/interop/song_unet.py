@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..checkpoint import CheckpointError
+from ..files import CheckpointError
 from ..nets.ncsnpp import NCSNpp
 
 ARGUMENTS = (

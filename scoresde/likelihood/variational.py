@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, silu
 
-from .. import checkpoint
+from .. import checkpoint, files
 from ..config import ConfigError, construct, describe, read_yaml
 from ..model import Score, evaluating, home
 from ..nets.unet import CONV, zeroed
@@ -208,8 +208,8 @@ class Variational:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         section = {k: v for k, v in describe(self.flow).items() if k != "name"}
-        checkpoint.write_tensors(folder / f"{FILE}.safetensors", self.flow.state_dict())
-        checkpoint.write_yaml(folder / f"{FILE}.yaml", {"format": FORMAT, "flow": section})
+        files.write_tensors(folder / f"{FILE}.safetensors", self.flow.state_dict())
+        files.write_yaml(folder / f"{FILE}.yaml", {"format": FORMAT, "flow": section})
 
     @classmethod
     def load(cls, folder: str | Path) -> Variational:
@@ -345,5 +345,5 @@ def _read(folder: Path) -> DequantizingFlow:
     if not isinstance(section, dict):
         raise ConfigError(f"{folder / FILE}.yaml has no section 'flow'")
     flow = construct(DequantizingFlow, section, "flow")
-    checkpoint.fit(flow, checkpoint.read_tensors(file), file)
+    checkpoint.fit(flow, files.read_tensors(file), file)
     return flow.eval()

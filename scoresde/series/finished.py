@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checkpoint import sync
+from ..files import sync
 from .plan import ANEW, FORMAT, Plan, SeriesError, Table
 
 _READ: dict[str, Callable[[str], Any]] = {"float": float, "int": int, "bool": "True".__eq__}

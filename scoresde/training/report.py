@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..checkpoint import write_json
+from ..files import write_json
 from ..likelihood.dataset import DatasetLikelihood, dataset_log_prob
 from ..pictures import save_curves, save_items
 from ..sampling import Samples, sample

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import checkpoint
+from .. import checkpoint, files
 from ..config import read_yaml
 from ..data import Dataset
 from ..model import ScoreModel
@@ -308,8 +308,8 @@ class Trainer:
         folder = checkpoint.latest_checkpoint(self.job.folder)
         for net, name in ((self.model.net, "raw"), (self.ema.net, "ema")):
             file = folder / f"{name}.safetensors"
-            checkpoint.fit(net, checkpoint.read_tensors(file), file)
-        moments = checkpoint.read_tensors(folder / "optimizer.safetensors")
+            checkpoint.fit(net, files.read_tensors(file), file)
+        moments = files.read_tensors(folder / "optimizer.safetensors")
         parameters = dict(self.model.net.named_parameters())
         keys = list(parameters)
         state: dict[int, dict[str, Tensor]] = {}

@@ -128,7 +128,7 @@ def _is_entry(value: Any) -> bool:
 
 def save(file: Path, found: Tuning) -> None:
     """Adds an entry to a file of tuned grids, in place of one for the same solver and steps."""
-    from ..checkpoint import write_yaml
+    from ..files import write_yaml
 
     entry = found.entry()
     key = entry["solver"], entry["steps"]

@@ -27,7 +27,7 @@ def bench(*arguments):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """An untrained model of the digits, saved with the section that names its data."""
-    from scoresde.checkpoint import write_yaml
+    from scoresde.files import write_yaml
     from scoresde.nets import UNet
 
     torch.manual_seed(0)

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 import scoresde as sd
-from scoresde import checkpoint
+from scoresde import checkpoint, files
 from scoresde.model import evaluating
 from scoresde.nets import MLP, UNet
 from scoresde.nets.embed import ClassEmbedding, NoiseEmbedding, fourier_features
@@ -166,7 +166,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(name, tmp_path):
         return {
             f"{part}.{key}": value
             for part in ("raw", "ema", "optimizer")
-            for key, value in checkpoint.read_tensors(newest / f"{part}.safetensors").items()
+            for key, value in files.read_tensors(newest / f"{part}.safetensors").items()
         }
 
     whole = run("whole", 4)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import scoresde as sd
-from scoresde import checkpoint
+from scoresde import checkpoint, files
 from scoresde.training import EMA, Budget, Trainer, TrainingConfig, TrainingError, prepare
 from scoresde.training.batches import Batches, step_seed
 from scoresde.training.interrupt import Interruptible
@@ -35,7 +35,7 @@ def stored(folder):
     return {
         f"{name}.{key}": value
         for name in ("raw", "ema", "optimizer")
-        for key, value in checkpoint.read_tensors(newest / f"{name}.safetensors").items()
+        for key, value in files.read_tensors(newest / f"{name}.safetensors").items()
     }
 
 
