@@ -142,7 +142,7 @@ def test_configurations_of_score_sde(tmp_path, section, key, value, said):
         (True, "resample_filter", [1e308, 1e308], "resample_filter"),
         (True, "new_thing", 1, "unknown arguments of a SongUNet: new_thing; known: img_resol"),
         (True, "_init_args", (16,), "unknown arguments of a SongUNet: _init_args"),
-        (False, "M", 10**12, "far larger"),
+        (False, "M", 10**12, "1 <= num_steps <= 1000000"),
     ],
 )
 def test_arguments_of_edm(snapshot, inner, key, value, said):
