@@ -8,8 +8,8 @@ memory format (on a CPU), or of a matrix product of 8192 (on an accelerator); a 
 its FLOPs at that rate, and its fraction is floor over time. A training step is three forwards of
 FLOPs, without the optimizer. ``vjp`` is a forward with a vector-Jacobian product with respect to
 the item, in units of forwards; its memory is that of the activations of one item. Timings are
-medians, taken in turns with the rate's. ``--peers`` adds the ``UNet2DModel`` of diffusers of like
-size. Prints Markdown.
+medians, a network's in turns with the rate's; forwards and products in rows of four, as a solver
+calls them. ``--peers`` adds the ``UNet2DModel`` of diffusers of like size. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from scoresde.cost import cost
 PRESETS = {
     "DDPM++": (sd.nets.NCSNpp, "ddpmpp"),
     "NCSN++": (sd.nets.NCSNpp, "ncsnpp"),
+    "EDM's DDPM++": (sd.nets.NCSNpp, "edm-ddpmpp"),
 }
 
 
@@ -109,14 +110,18 @@ def measure(net: nn.Module, args: argparse.Namespace) -> dict[str, float]:
         fast(x, c).float().square().mean().backward()
 
     taken: dict[str, list[float]] = {"forward": [], "training": [], "vjp": []}
-    for call in (forward, product, train):
+    for call in (train, forward):
         call()
+        for _ in range(args.repeats):
+            peak = rate(device, dtype)
+            factor, name = (3, "training") if call is train else (1, "forward")
+            taken[name].append(factor * flops / seconds(call, device) / peak)
     for _ in range(args.repeats):
-        peak = rate(device, dtype)
-        once = seconds(forward, device)
-        taken["forward"].append(flops / once / peak)
-        taken["vjp"].append(seconds(product, device) / once)
-        taken["training"].append(3 * flops / seconds(train, device) / peak)
+        once, both = (
+            statistics.median(seconds(call, device) for _ in range(4))
+            for call in (forward, product)
+        )
+        taken["vjp"].append(both / once)
     found = {name: statistics.median(values) for name, values in taken.items()}
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()

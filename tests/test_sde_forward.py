@@ -238,7 +238,7 @@ def test_a_process_with_only_alpha_and_sigma_derives_the_rest():
         (lambda: sd.Cosine(s=0.0), "s > 0"),
         (lambda: sd.Cosine(t_max=1.0), "t_max < 1"),
         (lambda: sd.Linear(t_max=1.0), "t_max < 1"),
-        (lambda: sd.DDPM(num_steps=0), "num_steps >= 1"),
+        (lambda: sd.DDPM(num_steps=0), "1 <= num_steps"),
         (lambda: sd.DDPM(beta_end=1.0), "beta_end < 1"),
         (lambda: sd.VP(t_min=1.0), "0 <= t_min < t_max"),
         (lambda: sd.VP(t_min=-0.1), "0 <= t_min < t_max"),
