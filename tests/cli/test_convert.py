@@ -20,7 +20,6 @@ from scoresde.interop.foreign import Foreign
 from scoresde.nets.ddpm import DDPMUNet
 from scoresde.noise_labels import Time
 
-FIXTURES = Path(__file__).parents[2] / "../shared/fixtures"
 NAMES = ("edm_adm", "guided_diffusion_cond", "song_ncsnpp_ve")
 
 
@@ -92,10 +91,9 @@ def test_a_model_of_ours_keeps_its_grids_and_data(run, source, tmp_path):
     assert "the optimizer's state stay in the run" in run("convert", source, "second").out
 
 
-@pytest.mark.skipif(not FIXTURES.exists(), reason="the checkpoints are not here")
 @pytest.mark.parametrize("name", NAMES)
-def test_checkpoints_of_other_projects(run, tmp_path, name):
-    said = run("convert", FIXTURES / name, "x", "--json", "c.json").out
+def test_checkpoints_of_other_projects(run, tmp_path, original, name):
+    said = run("convert", original(name), "x", "--json", "c.json").out
     figures = json.loads((tmp_path / "c.json").read_text())
     assert figures["difference"] == 0
     assert (
@@ -103,25 +101,24 @@ def test_checkpoints_of_other_projects(run, tmp_path, name):
         == {"e": "EDM", "g": "guided-diffusion", "s": "score_sde_pytorch"}[name[0]]
     )
     assert "format" in said
-    same(sd.load(tmp_path / "x"), sd.load(FIXTURES / name))
+    same(sd.load(tmp_path / "x"), sd.load(original(name)))
 
 
-@pytest.mark.skipif(not FIXTURES.exists(), reason="the checkpoints are not here")
-def test_settings_are_laid_over_the_file(run, tmp_path):
-    home = FIXTURES / "song_ddpmpp_vp_mnist"
+def test_settings_are_laid_over_the_file(run, tmp_path, original):
+    home = original("song_ddpmpp_subvp")
     (tmp_path / "in").mkdir()
     shutil.copy(home / "checkpoint.pth", tmp_path / "in")
     error = run("convert", "in", "x", code=1).err
     assert "does not say how its network is built" in error
-    run("convert", "in", "x", "--config", home / "config.json", "--set", "training.sde=subvpsde")
-    assert sd.load(tmp_path / "x").sde == sd.SubVP()
+    run("convert", "in", "x", "--config", home / "config.json", "--set", "training.sde=vpsde")
+    assert sd.load(tmp_path / "x").sde == sd.VP()
     shutil.copy(home / "config.json", tmp_path / "in")
     error = run("convert", "in", "y", "--set", "model.nf=32", code=1).err
     assert "does not fit the network" in error
     run("convert", "in", "y", "--set", "data.centered=false", "--weights", "raw")
     model = sd.load(tmp_path / "y")
     assert (model.net.center_input, model.weights) == (True, "raw")
-    assert "subvp" in run("info", "in", "--set", "training.sde=subvpsde").out
+    assert "name=vp," in run("info", "in", "--set", "training.sde=vpsde").out
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """``scoresde info``: models of all kinds, their cost, and their figures."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +9,6 @@ import scoresde as sd
 from scoresde.cli import info
 from scoresde.nets.adm import ADM
 from scoresde.noise_labels import Time
-
-FIXTURES = Path(__file__).parents[2] / "../shared/fixtures"
 
 
 def lines(said):
@@ -58,21 +55,22 @@ def test_facts_of_a_conditional_model_with_learned_variance():
     json.dumps(facts)
 
 
-@pytest.mark.skipif(not FIXTURES.exists(), reason="the checkpoints are not here")
 @pytest.mark.parametrize(
     ("name", "form", "left"),
     [
-        ("edm_adm", "EDM", "augment_pipe"),
+        ("edm_ddpmpp_cond", "EDM", "augment_pipe"),
         ("guided_diffusion_cond/model.pt", "guided-diffusion", "nothing"),
-        ("song_ncsnpp_ve/checkpoint.pth", "score_sde_pytorch", "optimizer"),
+        ("song_ddpmpp_subvp/checkpoint.pth", "score_sde_pytorch", "optimizer"),
     ],
 )
-def test_a_checkpoint_of_another_project(run, tmp_path, name, form, left):
-    said = run("info", FIXTURES / name, "--json", "i.json").out
+def test_a_checkpoint_of_another_project(run, tmp_path, original, name, form, left):
+    folder, _, file = name.partition("/")
+    path = original(folder) / file
+    said = run("info", path, "--json", "i.json").out
     assert said.splitlines()[0].split() == ["format", form]
     assert left in said.split("left out", 1)[1]
     assert json.loads((tmp_path / "i.json").read_text())["multiply-adds"] > 1e7
-    error = run("likelihood", FIXTURES / name, "--items", 1, code=1).err
+    error = run("likelihood", path, "--items", 1, code=1).err
     assert "is of another project" in error
     assert "--data" in error
 

@@ -7,7 +7,6 @@ import struct
 import sys
 import types
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,7 +24,6 @@ from scoresde.inert import (
     unpickle,
 )
 
-FIXTURES = Path(__file__).parents[2] / "../shared/fixtures"
 BLOB = b"ctorch.storage\n_load_from_bytes\n"
 
 
@@ -278,10 +276,10 @@ def test_large_tensors_are_never_held_twice(tmp_path, edm, monkeypatch):
     assert max(sizes) <= unpickle.IN_MEMORY
 
 
-@pytest.mark.skipif(not FIXTURES.exists(), reason="the originals' files are not here")
-def test_real_files_load():
-    files = [p for n in ("*.pth", "*.pt", "*.pkl") for p in FIXTURES.glob(f"*/{n}")]
-    assert files
+def test_real_files_load(original):
+    home = original("edm_ddpmpp_cond").parent
+    files = [p for n in ("*.pth", "*.pt", "*.pkl") for p in home.glob(f"*/{n}")]
+    assert len(files) >= 3
     for path in files:
         if path.suffix == ".pkl":
             ema = read_persistent(path)["ema"]

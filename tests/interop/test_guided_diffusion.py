@@ -11,7 +11,6 @@ from scoresde.checkpoint import CheckpointError
 from scoresde.interop import dhariwal
 from scoresde.interop import guided_diffusion as gd
 
-FIXTURES = Path(__file__).parents[2] / "../shared/fixtures"
 FILE = Path("nowhere/model000100.pt")
 
 
@@ -569,40 +568,3 @@ def test_edm_refuses_what_it_does_not_know():
         dhariwal.network({**EDM, "channel_mult_emb": 2})
     with pytest.raises(CheckpointError, match="settings of a DhariwalUNet: the adm needs"):
         dhariwal.network({**EDM, "channel_mult": []})
-
-
-# Checkpoints of the original projects, where they are.
-
-
-@pytest.mark.skipif(not FIXTURES.exists(), reason="no checkpoints of the original projects")
-def test_a_checkpoint_of_the_original():
-    from scoresde.inert import read_torch
-
-    folder = FIXTURES / "guided_diffusion_cond"
-    found = gd.read(read_torch(folder / "model.pt"), folder / "model.pt")
-    assert (found.source, found.unmapped) == ("guided-diffusion", ())
-    with np.load(folder / "expected.npz") as file:
-        x, t, y, output = (torch.from_numpy(file[k]) for k in ("x", "t", "y", "output"))
-    with torch.no_grad():
-        close(found.model.net(x, t, y), output)
-        noise = found.model.noise(x, (t.double() + 1) / 1000, y=y)
-        close(noise, output[:, :3], 1e-4)
-    assert isinstance(found.model.sde, sd.DDPM)
-
-
-@pytest.mark.skipif(not FIXTURES.exists(), reason="no checkpoints of the original projects")
-def test_a_snapshot_of_edm():
-    from scoresde.inert import init_args, read_persistent, state_dict
-
-    folder = FIXTURES / "edm_adm"
-    ema = read_persistent(folder / "network-snapshot.pkl")["ema"]
-    net = dhariwal.network(init_args(ema)).eval()
-    net.load_state_dict(dhariwal.tensors(state_dict(ema), init_args(ema)))
-    with np.load(folder / "expected.npz") as file:
-        keys = ("x", "sigma", "labels", "denoised")
-        x, sigma, labels, denoised = (torch.from_numpy(file[k]) for k in keys)
-    s = sigma.reshape(-1, 1, 1, 1)
-    power = s**2 + 0.25
-    with torch.no_grad():
-        out = net(x / power.sqrt(), sigma.flatten().log() / 4, labels)
-    close(0.25 / power * x + 0.5 * s / power.sqrt() * out, denoised)

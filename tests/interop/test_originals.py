@@ -1,7 +1,6 @@
 """Checkpoints that the original projects wrote, and what their own code computed from them."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,14 +10,9 @@ from tape import distance
 import scoresde as sd
 from scoresde.likelihood import solve
 
-FIXTURES = Path(__file__).parents[2] / "../shared/fixtures"
-pytestmark = pytest.mark.skipif(
-    not FIXTURES.exists(), reason="no checkpoints of the original projects"
-)
 
-
-def expected(name):
-    with np.load(FIXTURES / name / "expected.npz") as file:
+def expected(folder):
+    with np.load(folder / "expected.npz") as file:
         return {key: torch.from_numpy(file[key]) for key in file.files}
 
 
@@ -36,10 +30,10 @@ def apart(found, wanted):
         ("song_ncsnpp_ve", sd.VE(), 1e-4),
     ],
 )
-def test_scores_of_score_sde(name, process, bound, weights):
+def test_scores_of_score_sde(original, name, process, bound, weights):
     """The last bound is that of one float32 logarithm, see the next test."""
-    files = expected(name)
-    model = sd.load(FIXTURES / name, weights=weights)
+    files = expected(original(name))
+    model = sd.load(original(name), weights=weights)
     assert model.sde == process
     assert model.weights == weights
     wanted = files[f"score_{weights}"]
@@ -52,14 +46,14 @@ def test_scores_of_score_sde(name, process, bound, weights):
 
 
 @pytest.mark.parametrize("weights", ["raw", "ema"])
-def test_fourier_features_with_the_logarithm_of_the_original(weights):
+def test_fourier_features_with_the_logarithm_of_the_original(original, weights):
     """At t = 0.01 the angles are about 1400 rad, where a logarithm's last bit is 6e-5 of a score.
 
     The original's machine has log(0.010889042) = -4.5199985, nearer is -4.5199981. A noise level
     2.5e-7 of itself smaller has the former logarithm everywhere, and divides by the same.
     """
-    files = expected("song_ncsnpp_ve")
-    model = sd.load(FIXTURES / "song_ncsnpp_ve", weights=weights)
+    files = expected(original("song_ncsnpp_ve"))
+    model = sd.load(original("song_ncsnpp_ve"), weights=weights)
     sigma = model.sde.sigma(files["t"])
     sigma[2] = math.exp(-4.5199985)
     with torch.no_grad():
@@ -67,9 +61,9 @@ def test_fourier_features_with_the_logarithm_of_the_original(weights):
 
 
 @pytest.mark.parametrize("name", ["edm_adm", "edm_ddpmpp_cond"])
-def test_denoisers_of_edm(name):
-    files = expected(name)
-    model = sd.load(FIXTURES / name)
+def test_denoisers_of_edm(original, name):
+    files = expected(original(name))
+    model = sd.load(original(name))
     sigma, labels = files["sigma"], files["labels"]
     with torch.no_grad():
         found = model.denoise(files["x"], sigma, y=labels)
@@ -84,9 +78,9 @@ def test_denoisers_of_edm(name):
     assert model.weights == "ema"
 
 
-def test_outputs_of_guided_diffusion():
-    files = expected("guided_diffusion_cond")
-    model = sd.load(FIXTURES / "guided_diffusion_cond")
+def test_outputs_of_guided_diffusion(original):
+    files = expected(original("guided_diffusion_cond"))
+    model = sd.load(original("guided_diffusion_cond"))
     with torch.no_grad():
         found = model.net(files["x"], files["t"], files["y"])
         assert apart(found, files["output"]) < 5e-6
@@ -95,12 +89,12 @@ def test_outputs_of_guided_diffusion():
     assert apart(v, files["output"][:, 3:]) < 1e-5
 
 
-def mnist(monkeypatch, rows):
+def mnist(original, monkeypatch, rows):
     """The averaged model, and the probe of the original in place of the drawn one."""
-    files = expected("song_ddpmpp_vp_mnist")
+    files = expected(original("song_ddpmpp_vp_mnist"))
     probe = files["lik_probe"][rows]
     monkeypatch.setattr(solve, "draw_probes", lambda *_: probe[None])
-    model = sd.load(FIXTURES / "song_ddpmpp_vp_mnist")
+    model = sd.load(original("song_ddpmpp_vp_mnist"))
     return model, {key: value[rows] for key, value in files.items() if value.ndim}
 
 
@@ -114,24 +108,24 @@ def compared(model, files, bits, latent, **options):
     assert apart(out.latent, files["lik_latent"]) < latent
 
 
-def test_likelihood_of_score_sde(monkeypatch):
+def test_likelihood_of_score_sde(original, monkeypatch):
     """One image, at a tolerance ten times the original's."""
-    model, files = mnist(monkeypatch, slice(0, 1))
+    model, files = mnist(original, monkeypatch, slice(0, 1))
     compared(model, files, 0.01, 0.01, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow
-def test_likelihoods_of_score_sde(monkeypatch):
+def test_likelihoods_of_score_sde(original, monkeypatch):
     """At its tolerance, 1e-5: solved at 1e-6, item 1 of the original is off by 2e-4 bits/dim."""
-    model, files = mnist(monkeypatch, slice(0, 2))
+    model, files = mnist(original, monkeypatch, slice(0, 2))
     compared(model, files, 5e-4, 5e-3)
 
 
 @pytest.mark.slow
-def test_ode_samples_of_score_sde():
+def test_ode_samples_of_score_sde(original):
     """The original's end points are 0.034 off at worst, 4e-4 in the mean, from those at 1e-7."""
-    files = expected("song_ddpmpp_vp_mnist")
-    model = sd.load(FIXTURES / "song_ddpmpp_vp_mnist")
+    files = expected(original("song_ddpmpp_vp_mnist"))
+    model = sd.load(original("song_ddpmpp_vp_mnist"))
     out = sd.sample(
         model, x_T=files["ode_start"][:2], t_end=1e-3, denoise=False,
         solver={"name": "ode-scipy", "rtol": 1e-5, "atol": 1e-5},
