@@ -18,6 +18,8 @@ from torch import Tensor
 
 from ..files import CheckpointError
 from ..nets.adm import ADM
+from .placed import placed
+from .song_unet import grouped
 
 DEFAULTS: dict[str, Any] = {
     "model_channels": 192,
@@ -100,29 +102,23 @@ def tensors(state: Mapping[str, Tensor], init_kwargs: Mapping[str, Any]) -> dict
     with torch.device("meta"):
         net = network(init_kwargs)
     state = {key.removeprefix("model."): value for key, value in state.items()}
-    names = dict(_modules(net))
-    found, used = {}, set()
-    for key, like in net.state_dict().items():
+    layers = dict(_modules(net))
+    names = {}
+    for key in net.state_dict():
         module, _, kind = key.rpartition(".")
-        theirs = f"{names[module]}.{kind}"
-        if theirs not in state:
-            raise CheckpointError(f"not a DhariwalUNet of these settings: {theirs} is missing")
-        used.add(theirs)
-        value = state[theirs].detach()
-        value = value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
-        if module == "condition.classes":
-            value = value.T
-        elif value.ndim > like.ndim and value.numel() == like.numel():
-            value = value.reshape(like.shape)  # a convolution of one pixel
-        if value.shape != like.shape:
-            raise CheckpointError(
-                f"not a DhariwalUNet of these settings: {theirs} is "
-                f"{tuple(state[theirs].shape)}, the network's {key} is {tuple(like.shape)}"
-            )
-        if module.endswith(".qkv"):
-            heads = net.get_submodule(module.removesuffix(".qkv")).heads
-            value = value.unflatten(0, (heads, -1, 3)).movedim(2, 0).flatten(0, 2)  # type: ignore[arg-type]
-        found[key] = value
+        names[key] = f"{layers[module]}.{kind}"
+
+    def rows(key: str, value: Tensor) -> Tensor:
+        """Those of ``qkv`` from (head, channel, which) to (which, head, channel)."""
+        module = key.rpartition(".")[0]
+        if not module.endswith(".qkv"):
+            return value
+        heads: Any = net.get_submodule(module.removesuffix(".qkv")).heads
+        return grouped(value, heads)
+
+    misfit = "not a DhariwalUNet of these settings"
+    found = placed(net, names, state, misfit, "condition.classes.weight", rows)
+    used = set(names.values())
     for key in state:
         if key.endswith(".resample_filter"):
             if (state[key] != 0.25).any():

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from torch import Tensor
 from ..files import CheckpointError
 from ..nets.adm import ADM
 from ..nets.adm_classifier import ADMClassifier
+from .placed import placed
 
 RESIDUAL = {
     "norm1": "in_layers.0",
@@ -131,29 +133,25 @@ def ours(
     Raises:
         CheckpointError: naming a tensor that is missing, has no place or another shape.
     """
-    names = dict(modules(net))
-    found, used = {}, set()
-    for key, like in net.state_dict().items():
+    layers = dict(modules(net))
+    names, turned = {}, ""
+    for key in net.state_dict():
         module, _, kind = key.rpartition(".")
-        theirs = "out.2.positional_embedding" if kind == "positions" else f"{names[module]}.{kind}"
-        used.add(theirs)
-        if theirs not in state:
-            raise CheckpointError(f"{file} does not fit its flags: {theirs} is missing")
-        value = state[theirs].detach()
-        value = value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
         if kind == "positions":
-            value = value.T
-        elif value.ndim > like.ndim and value.numel() == like.numel():
-            value = value.reshape(like.shape)  # a convolution of one pixel
-        if value.shape != like.shape:
-            raise CheckpointError(
-                f"{file} does not fit its flags: {theirs} is {tuple(state[theirs].shape)}, "
-                f"the network's {key} is {tuple(like.shape)}"
-            )
-        if legacy and module.endswith("attention.qkv"):
-            heads = net.get_submodule(module.removesuffix(".qkv")).heads
-            value = value.unflatten(0, (heads, 3, -1)).transpose(0, 1).flatten(0, 2)  # type: ignore[arg-type]
-        found[key] = value
+            names[key], turned = "out.2.positional_embedding", key
+        else:
+            names[key] = f"{layers[module]}.{kind}"
+
+    def rows(key: str, value: Tensor) -> Tensor:
+        """Those of ``qkv`` from (head, which, channel) to (which, head, channel)."""
+        module = key.rpartition(".")[0]
+        if not legacy or not module.endswith("attention.qkv"):
+            return value
+        heads: Any = net.get_submodule(module.removesuffix(".qkv")).heads
+        return value.unflatten(0, (heads, 3, -1)).transpose(0, 1).flatten(0, 2)
+
+    found = placed(net, names, state, f"{file} does not fit its flags", turned, rows)
+    used = set(names.values())
     extra = [key for key in state if key not in used]
     if extra:
         more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
