@@ -22,6 +22,17 @@ from .precision import widest
 _MASK = 0xFFFFFFFF
 
 
+def step_seed(seed: int, step: int, stream: int = 0) -> int:
+    """A 63-bit seed for a step of a stream; splitmix64 keeps neighbours unrelated."""
+    mask = (1 << 64) - 1
+    z = (
+        seed * 0x9E3779B97F4A7C15 + step * 0xD1B54A32D192ED03 + stream * 0x8CB92BA72F3D8DD7
+    ) & mask
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+    return (z ^ (z >> 31)) >> 1
+
+
 def philox(counter: tuple[Tensor, ...], key: tuple[int, int]) -> tuple[Tensor, ...]:
     """Philox4x32-10 of four broadcastable int64 counters (32 bits each): four 32-bit words."""
     c0, c1, c2, c3 = counter

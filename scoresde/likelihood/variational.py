@@ -251,7 +251,8 @@ def fit_dequantizer(
     Raises:
         ValueError: no length, data that do not fit, or a loss that is not finite.
     """
-    from ..training.batches import Batches, step_seed
+    from ..noise import step_seed
+    from ..training.batches import Batches
     from .dequantize import levels_of
 
     scaler = getattr(score, "scaler", None) if scaler is None else scaler

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..noise import step_seed
+
 
 class Batches:
     """Endless shuffled passes over ``n`` items, cut into batches.
@@ -36,14 +38,3 @@ class Batches:
             parts.append(part)
             start, left = start + len(part), left - len(part)
         return torch.cat(parts)
-
-
-def step_seed(seed: int, step: int, stream: int = 0) -> int:
-    """A 63-bit seed for a step of a stream; splitmix64 keeps neighbours unrelated."""
-    mask = (1 << 64) - 1
-    z = (
-        seed * 0x9E3779B97F4A7C15 + step * 0xD1B54A32D192ED03 + stream * 0x8CB92BA72F3D8DD7
-    ) & mask
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
-    return (z ^ (z >> 31)) >> 1

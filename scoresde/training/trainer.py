@@ -17,7 +17,8 @@ from .. import checkpoint, files
 from ..config import read_yaml
 from ..data import Dataset
 from ..model import ScoreModel
-from .batches import Batches, step_seed
+from ..noise import step_seed
+from .batches import Batches
 from .ema import EMA
 from .interrupt import Interruptible
 from .job import Job, TrainingConfig

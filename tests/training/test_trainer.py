@@ -6,8 +6,9 @@ import torch
 
 import scoresde as sd
 from scoresde import checkpoint, files
+from scoresde.noise import step_seed
 from scoresde.training import EMA, Budget, Trainer, TrainingConfig, TrainingError, prepare
-from scoresde.training.batches import Batches, step_seed
+from scoresde.training.batches import Batches
 from scoresde.training.interrupt import Interruptible
 
 QUICK = {
