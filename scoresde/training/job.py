@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import grids, nets, parameterization, sde, solvers
+from .. import nets, parameterization, sde
 from ..checkpoint import describe_model
 from ..config import (
     ConfigError,
@@ -24,11 +24,10 @@ from ..config import (
     unknown,
 )
 from ..data import DataConfig, Dataset, Scaler, load_splits
-from ..likelihood.integrate import MAX_NFE
-from ..likelihood.stepped import choose
 from ..model import ScoreModel, evaluating
 from ..sde.terminal import Remains, auto_beta_max, auto_sigma_max, remains
 from .objective import DSM
+from .settings import LikelihoodConfig, SamplingConfig, TrainingConfig
 
 DEFAULT: dict[str, dict[str, Any]] = {
     "sde": {"name": "vp"},
@@ -40,126 +39,6 @@ DEFAULT: dict[str, dict[str, Any]] = {
     "sampling": {},
     "likelihood": {},
 }
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """How a network is trained.
-
-    Args:
-        batch_size: items a step.
-        lr: peak learning rate of Adam.
-        warmup: steps over which the learning rate rises from zero.
-        decay: course of the learning rate after that, over the run: constant or cosine to zero.
-        clip: largest norm of the gradient, 0 for none.
-        ema: decay of the average of the weights.
-        steps: length of the run in steps.
-        epochs: length of the run in passes over the data.
-        minutes: length of the run in minutes; the first bound that is met ends the run.
-        precision: dtype of the network's arithmetic.
-        compile: whether to compile the network (torch.compile).
-        checkpoint_every: steps between checkpoints.
-        keep: number of checkpoints kept.
-        evaluations: times that held-out loss and samples are made over the run.
-        seed: seed of weights, batches and noise.
-    """
-
-    batch_size: int = 128
-    lr: float = 2e-3
-    warmup: int = 100
-    decay: Literal["constant", "cosine"] = "cosine"
-    clip: float = 1.0
-    ema: float = 0.999
-    steps: int | None = None
-    epochs: float | None = None
-    minutes: float | None = None
-    precision: Literal["float32", "bfloat16"] = "float32"
-    compile: bool = False
-    checkpoint_every: int = 1000
-    keep: int = 2
-    evaluations: int = 5
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for key in ("batch_size", "checkpoint_every", "keep"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key} must be at least 1, got {getattr(self, key)}")
-        for key in ("steps", "epochs", "minutes"):
-            value = getattr(self, key)
-            if value is not None and not value > 0:
-                raise ValueError(f"{key} must be positive, got {value}")
-        for key in ("warmup", "clip", "evaluations"):
-            if getattr(self, key) < 0:
-                raise ValueError(f"{key} must not be negative, got {getattr(self, key)}")
-        if not self.lr > 0:
-            raise ValueError(f"lr must be positive, got {self.lr}")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"ema must be in [0, 1), got {self.ema}")
-
-    @property
-    def bounded(self) -> bool:
-        """Whether the run has an end."""
-        return any(v is not None for v in (self.steps, self.epochs, self.minutes))
-
-
-@dataclass(frozen=True)
-class SamplingConfig:
-    """How a run draws its own pictures: a quick solver that serves every process."""
-
-    solver: Any = "vabm"
-    steps: int | None = None
-    grid: Any = None
-    count: int = 64
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.count < 1:
-            raise ValueError(f"count must be at least 1, got {self.count}")
-        if self.steps is not None and self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
-        solver = build(self.solver, solvers, "sampling.solver")
-        chooses = solver is not None and solver.default_steps is None
-        if chooses and (self.steps is not None or self.grid is not None):
-            raise ValueError("the solver chooses its own steps: leave out steps and grid")
-        build(self.grid, grids, "sampling.grid")
-
-
-@dataclass(frozen=True)
-class LikelihoodConfig:
-    """How a run evaluates the likelihood of held-out items.
-
-    Args:
-        items: number of held-out items, 0 for none.
-        draws: dequantisation draws an item, for discrete data.
-        divergence: ``hutchinson``, ``exact`` or ``auto``.
-        probes: probes of the Hutchinson estimator.
-        method: ODE method, or the name or section of a solver.
-        steps: of a method with fixed steps.
-        grid: of a solver's steps, its name or its section.
-        rtol: relative tolerance of an adaptive method.
-        atol: absolute tolerance of an adaptive method.
-        seed: seed of dequantisation and probes.
-    """
-
-    items: int = 128
-    draws: int = 1
-    divergence: str = "auto"
-    probes: int = 1
-    method: Any = "dopri5"
-    steps: int | None = None
-    grid: Any = None
-    rtol: float = 1e-5
-    atol: float = 1e-5
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        choose(self.method, self.steps, self.grid, MAX_NFE)
-        if self.divergence not in ("auto", "exact", "hutchinson"):
-            raise unknown("divergence", self.divergence, ("auto", "exact", "hutchinson"))
-        if self.items < 0 or self.draws < 1 or self.probes < 1:
-            raise ValueError("items must be at least 0, draws and probes at least 1")
-        if not (self.rtol > 0 and self.atol > 0):
-            raise ValueError(f"rtol and atol must be positive, got {self.rtol} and {self.atol}")
 
 
 @dataclass

@@ -21,8 +21,9 @@ from ..noise import step_seed
 from .batches import Batches
 from .ema import EMA
 from .interrupt import Interruptible
-from .job import Job, TrainingConfig
+from .job import Job
 from .log import Log
+from .settings import TrainingConfig
 
 BINS = 8  # of log-SNR, for the held-out error
 LOG_EVERY = 20
