@@ -14,12 +14,12 @@ import scoresde as sd
 from scoresde.checkpoint import (
     ZOO,
     describe_model,
-    latest_checkpoint,
     write_json,
     write_tensors,
     write_yaml,
 )
 from scoresde.config import read_yaml
+from scoresde.saved_steps import latest_checkpoint
 
 
 def main() -> None:

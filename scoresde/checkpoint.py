@@ -8,9 +8,7 @@ optimizer. :func:`load` reads both, the models that ship with the package as ``z
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,8 +19,9 @@ from torch import Tensor, nn
 from . import nets, parameterization, sde
 from .allowance import no_larger
 from .config import build, construct, describe, read_yaml, unknown
-from .files import CheckpointError, read_tensors, sync, write_tensors, write_yaml
+from .files import CheckpointError, read_tensors, write_tensors, write_yaml
 from .model import ScoreModel
+from .saved_steps import checksums, latest_checkpoint, step_folders
 from .tuning import files as tuned
 
 FORMAT = 1
@@ -46,7 +45,8 @@ def load(
     Args:
         path: ``runs/mine``, an exported folder, ``zoo:mnist``, ``hf:owner/name``, or a foreign
             file or folder.
-        weights: ``"ema"`` or ``"raw"``; an exported folder holds one of them.
+        weights: ``"ema"``, ``"raw"`` or the name of a further average of a run, such as
+            ``"ema-length-0.05"``; an exported folder holds one of them.
         device: where the weights go.
         config: settings of a foreign network, or a JSON file of them, where none lies beside it.
 
@@ -56,7 +56,7 @@ def load(
         ConfigError: for a ``config.yaml`` that is no description of a model. A class of the
             user's own has to be imported before (or see :mod:`scoresde.config`).
     """
-    if weights not in ("ema", "raw"):
+    if not re.fullmatch(r"raw|ema(-[\w.+-]+)?", weights):
         raise unknown("weights", weights, ("ema", "raw"))
     try:
         return _load(locate(path), weights, config).to(device)
@@ -80,7 +80,7 @@ def _load(folder: Path, weights: str, config: Mapping[str, Any] | str | Path | N
         if weights not in ("ema", "raw"):
             raise unknown("weights in config.yaml:", weights, ("ema", "raw"))
     else:
-        file = latest_checkpoint(folder) / f"{weights}.safetensors"
+        file = weights_of(folder, weights)
     tensors = read_tensors(file)
     with no_larger(tensors, file):
         model = build_model(description)
@@ -88,6 +88,20 @@ def _load(folder: Path, weights: str, config: Mapping[str, Any] | str | Path | N
     fit(model.net, tensors, file)
     model.tuned = tuple(tuned.read(folder / tuned.FILE))
     return model.eval()
+
+
+def weights_of(run: Path, weights: str) -> Path:
+    """The file of the weights of a run's newest sound checkpoint.
+
+    Raises:
+        CheckpointError: if there is no checkpoint, or it has no such average.
+    """
+    file = f"{weights}.safetensors"
+    there = checksums(step_folders(run)[-1]) if step_folders(run) else {}
+    if there and file not in there:
+        found = [n.removesuffix(".safetensors") for n in there if n.startswith(("raw", "ema"))]
+        raise unknown(f"weights in {run}:", weights, found)
+    return latest_checkpoint(run, only=[file]) / file
 
 
 def load_classifier(
@@ -203,43 +217,6 @@ def save_model(model: ScoreModel, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / "model.safetensors", model.net.state_dict())
     write_yaml(folder / "config.yaml", description)
-
-
-def save_checkpoint(
-    run: Path, step: int, files: Mapping[str, Mapping[str, Tensor]], state: Any, keep: int
-) -> Path:
-    """Writes ``checkpoints/step-N`` whole or not at all, then drops all but the last ``keep``."""
-    checkpoints = run / "checkpoints"
-    target = checkpoints / f"step-{step:09d}"
-    if target.exists():
-        return target  # a step has one state
-    for stale in checkpoints.glob(".draft-*"):
-        shutil.rmtree(stale)
-    draft = checkpoints / f".draft-{step:09d}"
-    draft.mkdir(parents=True)
-    for name, tensors in files.items():
-        write_tensors(draft / f"{name}.safetensors", tensors)
-    write_yaml(draft / "state.yaml", state)
-    os.replace(draft, target)
-    sync(checkpoints)
-    for old in step_folders(run)[:-keep]:
-        shutil.rmtree(old)
-    return target
-
-
-def step_folders(run: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first."""
-    return sorted(p for p in (run / "checkpoints").glob("step-*") if p.is_dir())
-
-
-def latest_checkpoint(run: Path) -> Path:
-    """The newest checkpoint of a run."""
-    folders = step_folders(run)
-    if not folders:
-        raise CheckpointError(
-            f"no model at {run}: it has neither model.safetensors nor checkpoints"
-        )
-    return folders[-1]
 
 
 def fit(net: nn.Module, tensors: Mapping[str, Tensor], file: Path) -> None:

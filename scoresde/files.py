@@ -62,6 +62,11 @@ def write_yaml(file: Path, content: Any) -> None:
     _write(file, yaml.safe_dump(content, sort_keys=False).encode())
 
 
+def write_text(file: Path, content: str) -> None:
+    """A text file, written beside its place and moved there once it is on the disk."""
+    _write(file, content.encode())
+
+
 def write_json(file: Path, content: Any) -> None:
     """A JSON file, written beside its place and moved there once it is on the disk."""
     _write(file, (json.dumps(_finite(content), indent=2, allow_nan=False) + "\n").encode())

@@ -49,7 +49,8 @@ def command(
       scoresde info checkpoint_8.pth --config config.json
       scoresde info hf:google/ddpm-cifar10-32
     """
-    from ..checkpoint import locate, step_folders
+    from ..checkpoint import locate
+    from ..saved_steps import step_folders
 
     options.check_writable(json_file)
     device = options.pick_device(device_name)

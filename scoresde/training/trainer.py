@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import checkpoint, files
+from .. import checkpoint, files, saved_steps
 from ..config import read_yaml
 from ..data import Dataset
 from ..model import ScoreModel
@@ -291,7 +291,7 @@ class Trainer:
             for i, values in self.optimizer.state_dict()["state"].items()
             for name, value in values.items()
         }
-        return checkpoint.save_checkpoint(
+        return saved_steps.save_checkpoint(
             self.job.folder,
             self.step,
             {"raw": self.model.net.state_dict(), "ema": self.ema.net.state_dict(),
@@ -307,7 +307,7 @@ class Trainer:
         Raises:
             CheckpointError: if there is none, or it does not fit the model.
         """
-        folder = checkpoint.latest_checkpoint(self.job.folder)
+        folder = saved_steps.latest_checkpoint(self.job.folder)
         for net, name in ((self.model.net, "raw"), (self.ema.net, "ema")):
             file = folder / f"{name}.safetensors"
             checkpoint.fit(net, files.read_tensors(file), file)

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 import scoresde as sd
-from scoresde import checkpoint, files
+from scoresde import files, saved_steps
 from scoresde.model import evaluating
 from scoresde.nets import MLP, UNet
 from scoresde.nets.embed import ClassEmbedding, NoiseEmbedding, fourier_features
@@ -162,7 +162,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(name, tmp_path):
         if resume:
             trainer.resume()
         trainer.run(show_progress=False)
-        newest = checkpoint.latest_checkpoint(tmp_path / folder)
+        newest = saved_steps.latest_checkpoint(tmp_path / folder)
         return {
             f"{part}.{key}": value
             for part in ("raw", "ema", "optimizer")

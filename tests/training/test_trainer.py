@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import scoresde as sd
-from scoresde import checkpoint, files
+from scoresde import files, saved_steps
 from scoresde.noise import step_seed
 from scoresde.training import EMA, Budget, Trainer, TrainingConfig, TrainingError, prepare
 from scoresde.training.batches import Batches
@@ -32,7 +32,7 @@ def make(folder, **training):
 
 
 def stored(folder):
-    newest = checkpoint.latest_checkpoint(folder)
+    newest = saved_steps.latest_checkpoint(folder)
     return {
         f"{name}.{key}": value
         for name in ("raw", "ema", "optimizer")
@@ -122,7 +122,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_pa
 
 def test_checkpoints_are_pruned_and_named_by_step(tmp_path):
     make(tmp_path, steps=6, checkpoint_every=1, keep=2).run(show_progress=False)
-    names = [p.name for p in checkpoint.step_folders(tmp_path)]
+    names = [p.name for p in saved_steps.step_folders(tmp_path)]
     assert names == ["step-000000005", "step-000000006"]
     assert not list((tmp_path / "checkpoints").glob(".*"))
 
