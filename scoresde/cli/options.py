@@ -56,32 +56,15 @@ def settings(what: str) -> Callable[[F], F]:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name, ``auto`` being the best there is.
+    """The device of that name, ``auto`` being the best there is; under a launcher the process's.
 
     Raises:
         ValueError: if it is no device, or is not there.
     """
-    import torch
+    from ..world import launched, pick_device
 
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        found = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(
-            f"unknown device {name!r}; accepted: auto, cpu, cuda, cuda:N, mps"
-        ) from error
-    if found.type not in ("cpu", "cuda", "mps"):
-        raise ValueError(f"unknown device {name!r}; accepted: auto, cpu, cuda, cuda:N, mps")
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"no device {name!r}: torch sees {torch.cuda.device_count()} CUDA devices"
-        )
-    if found.type == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("no device 'mps': torch sees no Apple GPU")
-    return found
+    place = launched()
+    return pick_device(name, place.local_rank if place is not None and place.size > 1 else None)
 
 
 def key_values(pairs: tuple[str, ...]) -> dict[str, Any]:
