@@ -1,4 +1,4 @@
-"""A data set: items of one shape, held in memory, checked once when it is made.
+"""A data set: items of one shape, held in memory, checked once when it is made; a `Source`.
 
 Discrete data (pictures of 8 bits, the digits) is kept as whole levels `0..levels-1`, so that
 dequantisation happens once, in the `Scaler`, and never by accident. Everything else is float32.
@@ -6,24 +6,19 @@ dequantisation happens once, in the `Scaler`, and never by accident. Everything 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from scoresde.data.batches import Batches
+from scoresde.data.source import Batch, DataError, Loader, Share
+
 SPLITS = ("train", "test", "validation", "valid", "val")
 MAX_LEVELS = 65536
 MAX_CLASSES = 1_000_000
-
-
-class DataError(ValueError):
-    """What was wrong with the data, and what is accepted, in one line."""
-
-    @classmethod
-    def caused(cls, name: str, error: Exception) -> DataError:
-        """The first line of another library's error, after the name of what it was about."""
-        return cls(f"{name}: {(str(error) or type(error).__name__).splitlines()[0]}")
 
 
 def level_dtype(levels: int) -> torch.dtype:
@@ -33,15 +28,17 @@ def level_dtype(levels: int) -> torch.dtype:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Items `x` of one shape, with class labels `y` where there are any.
+    """Items `x` of one shape, with classes or vectors `y` where there are any.
 
     Args:
         x: the items, `(N, *shape)`: whole levels `0..levels-1` if `levels` is given (kept as
             uint8, or int64 above 256 levels), else floating point (kept as float32).
-        y: class labels `0..K-1`, `(N,)`, int64.
+        y: class labels `0..K-1`, `(N,)`, int64; or vectors that condition the items, `(N, d)`,
+            floating point (kept as float32).
         levels: number of discrete levels, 2 to 65536; None for continuous data.
         name: what the data is called in reports.
         class_names: one name a class; where there are labels and no names, "0", "1", ...
+        notes: what to say once of how the items were read; the first batch carries it.
 
     Raises:
         DataError: no items, non-finite values, levels out of range, or labels that do not fit.
@@ -52,6 +49,7 @@ class Dataset:
     levels: int | None = None
     name: str = ""
     class_names: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.x.ndim < 2 or self.x.numel() == 0:
@@ -61,7 +59,10 @@ class Dataset:
             )
         x = self._continuous() if self.levels is None else self._discrete(self.levels)
         object.__setattr__(self, "x", x)
-        if self.y is not None:
+        if self.y is not None and self.y.is_floating_point():
+            object.__setattr__(self, "y", self._vectors(self.y))
+            object.__setattr__(self, "class_names", None)
+        elif self.y is not None:
             y = self._labels(self.y)
             names = self.class_names or tuple(str(k) for k in range(int(y.max()) + 1))
             object.__setattr__(self, "y", y)
@@ -103,11 +104,27 @@ class Dataset:
             )
         return self.x.to(level_dtype(levels))
 
-    def _labels(self, y: Tensor) -> Tensor:
-        if y.shape != (len(self.x),) or y.is_floating_point():
+    def _vectors(self, y: Tensor) -> Tensor:
+        if y.ndim != 2 or len(y) != len(self.x) or not y.shape[1]:
             raise DataError(
                 f"{self._who}: labels are {y.dtype} of shape {tuple(y.shape)}; they "
-                f"must be integers of shape ({len(self.x)},), one an item"
+                f"must be integers of shape ({len(self.x)},), one an item, "
+                f"or floating-point vectors ({len(self.x)}, d)"
+            )
+        y = y.float()
+        bad = ~y.isfinite().all(1)
+        if bad.any():
+            raise DataError(
+                f"{self._who}: the vector of item {int(bad.nonzero()[0])} is not finite"
+            )
+        return y
+
+    def _labels(self, y: Tensor) -> Tensor:
+        if y.shape != (len(self.x),):
+            raise DataError(
+                f"{self._who}: labels are {y.dtype} of shape {tuple(y.shape)}; they "
+                f"must be integers of shape ({len(self.x)},), one an item, "
+                f"or floating-point vectors ({len(self.x)}, d)"
             )
         count = len(self.class_names) if self.class_names else MAX_CLASSES
         low, high = int(y.min()), int(y.max())
@@ -129,6 +146,26 @@ class Dataset:
     def num_classes(self) -> int | None:
         """The number of classes K, the same in every subset; None without labels."""
         return None if self.y is None or self.class_names is None else len(self.class_names)
+
+    @property
+    def vectors(self) -> int | None:
+        """The dimension d of the vectors that condition the items; None without any."""
+        return None if self.y is None or self.y.ndim == 1 else self.y.shape[1]
+
+    @property
+    def size(self) -> int:
+        """The number of items."""
+        return len(self)
+
+    def probe(self, n: int) -> Tensor:
+        """At most `n` items, `(m, *shape)`, spread over the data as they may lie class by class."""
+        return self.x[spread(len(self), n)]
+
+    def loader(
+        self, share: Share, step: int = 0, state: Mapping[str, Any] | None = None
+    ) -> Loader:
+        """Batches from that of `step` on, gathered in this process."""
+        return _Gathering(self, share, step)
 
     def subset(self, indices: Tensor | Sequence[int]) -> Dataset:
         """The items at `indices`, in that order.
@@ -155,9 +192,39 @@ class Dataset:
             raise DataError(f"the held-out fraction is {fraction}; it must lie between 0 and 1")
         if len(self) < 2:
             raise DataError(f"{self._who}: one item cannot be split in two")
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-        held = min(max(round(len(self) * fraction), 1), len(self) - 1)
-        return self.subset(order[held:]), self.subset(order[:held])
+        train, held = split_indices(len(self), fraction, seed)
+        return self.subset(train), self.subset(held)
+
+
+def split_indices(n: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Which of `n` items, two or more, are trained on and which are held out, in a fixed order."""
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    held = min(max(round(n * fraction), 1), n - 1)
+    return order[held:], order[:held]
+
+
+def spread(n: int, limit: int) -> Tensor:
+    """At most `limit` of the indices `0..n-1`, evenly spaced and rising."""
+    kept = min(n, limit)
+    return torch.arange(kept) * n // max(kept, 1)
+
+
+class _Gathering(Loader):
+    """Batches of a set in memory."""
+
+    def __init__(self, data: Dataset, share: Share, step: int) -> None:
+        self._data, self._share, self._step = data, share, step
+        self._batches = Batches(len(data), share.batch, share.seed)
+        self._notes = data.notes
+
+    def __next__(self) -> Batch:
+        first = self._share.start
+        index = self._batches.indices(self._step)[first : first + self._share.local]
+        self._step += 1
+        notes, self._notes = self._notes, ()
+        y = None if self._data.y is None else self._data.y[index]
+        where = tuple(f"item {i}" for i in index.tolist())
+        return Batch(self._data.x[index], y, where, notes)
 
 
 Reader = Callable[[int | None, int | None], Dataset]  # (size, limit) -> the data of one split
