@@ -162,3 +162,17 @@ def normal(
     # A generator draws on its own device, so that it works with any target.
     home = source.device if source is not None else device
     return torch.randn(shape, generator=source, device=home, dtype=dtype).to(device or home)
+
+
+def uniform(
+    shape: tuple[int, ...],
+    source: NoiseSource | None = None,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Uniform draws in [0, 1) from a keyed source, a torch generator, or torch's global one."""
+    if isinstance(source, KeyedNoise):
+        return source.uniform(shape, device, dtype)
+    home = source.device if source is not None else device
+    return torch.rand(shape, generator=source, device=home, dtype=dtype).to(device or home)

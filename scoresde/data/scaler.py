@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from scoresde.data.dataset import MAX_LEVELS, DataError, Dataset, level_dtype
+from scoresde.noise import NoiseSource, uniform
 
 MODES = ("auto", "range", "standardize", "standardize-per-dim", "none")
 
@@ -98,13 +99,16 @@ class Scaler:
                 f"scaler: it holds {len(values)} entries for the first data axis; "
                 f"a batch of shape {tuple(x.shape)} does not have as many"
             )
-        return x.new_tensor(values).reshape(-1, *[1] * (x.ndim - 2))
+        if len(values) == 1:
+            return x.new_full((), values[0])  # no copy from the host, which a device waits for
+        rows = torch.tensor(values, dtype=x.dtype).to(x.device, non_blocking=True)
+        return rows.reshape(-1, *[1] * (x.ndim - 2))
 
     def encode(
         self,
         x: Tensor,
         noise: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        generator: NoiseSource | None = None,
         dequantize: bool = True,
     ) -> Tensor:
         """Take data to the model's range, `(x + u - shift) * scale`.
@@ -133,14 +137,12 @@ class Scaler:
 
     @staticmethod
     def _noise(
-        data: Tensor, noise: Tensor | None, generator: torch.Generator | None, dequantize: bool
+        data: Tensor, noise: Tensor | None, generator: NoiseSource | None, dequantize: bool
     ) -> Tensor:
         if not dequantize:
             return torch.full_like(data, 0.5)
         if noise is None:
-            device = data.device if generator is None else generator.device
-            u = torch.rand(data.shape, generator=generator, dtype=data.dtype, device=device)
-            return u.to(data.device)
+            return uniform(data.shape, generator, device=data.device, dtype=data.dtype)
         if noise.shape != data.shape or not ((noise >= 0) & (noise < 1)).all():
             raise DataError(
                 f"scaler: noise must be uniform in [0, 1) and of the data's shape "
