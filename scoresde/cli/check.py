@@ -9,6 +9,8 @@ import click
 
 from . import options
 
+FEW, MOST, SECONDS = 4, 64, 2.0  # batches and time that tell how fast items come
+
 
 @click.command(name="check")
 @click.argument("source", required=False)
@@ -56,15 +58,15 @@ def command(
     from ..training import prepare
 
     job = prepare(config, Path("runs"), device)
-    facts = {**data_facts(job), **cost_facts(job)}
+    facts = {**data_facts(job), **reading_facts(job), **cost_facts(job)}
     options.write_json(json_file, facts)
     for key, value in facts.items():
         options.speak(f"{key:<24} {value}")
     if out is not None:
         scaler = job.model.scaler
         assert scaler is not None
-        z = scaler.encode(job.train.x[:64], dequantize=False)
-        save_items(out, scaler.image(z) if z.ndim > 3 else job.train.x[:2000])
+        z = scaler.encode(job.train.probe(64), dequantize=False)
+        save_items(out, scaler.image(z) if z.ndim > 3 else job.train.probe(2000))
         options.speak(f"written {out}")
 
 
@@ -73,14 +75,18 @@ def data_facts(job: Any) -> dict[str, Any]:
     from ..sde.terminal import auto_sigma_max
 
     scaler = job.model.scaler
-    x = scaler.encode(job.train.x[:5000], dequantize=False)
-    raw = job.train.x[:5000].float()
+    raw = job.train.probe(5000)
+    x, raw = scaler.encode(raw, dequantize=False), raw.float()
+    classes = job.train.num_classes or "no labels"
+    if job.train.vectors is not None:
+        classes = f"vectors of {job.train.vectors}"
+    count = "as many as come" if job.train.size is None else job.train.size
     constant = int((x.flatten(1).std(0) == 0).sum())
     return {
-        "items": f"{len(job.train)} to train on, {len(job.heldout)} held out",
+        "items": f"{count} to train on, {len(job.heldout)} held out",
         "shape": tuple(job.train.shape),
         "levels": job.train.levels or "continuous",
-        "classes": job.train.num_classes or "no labels",
+        "classes": classes,
         "data range": f"{float(raw.min()):g} to {float(raw.max()):g}",
         "data mean, std": f"{float(raw.mean()):.4g}, {float(raw.std()):.4g}",
         "constant entries": f"{constant} of {x[0].numel()}",
@@ -89,6 +95,43 @@ def data_facts(job: Any) -> dict[str, Any]:
         "proposed sigma_max": f"{auto_sigma_max(x):.4g} (largest distance of two items)",
         "left at t_max": f"SNR {job.left.snr:.2e}, KL to the prior {job.left.kl:.3g} nats an item",
     }
+
+
+def reading_facts(job: Any) -> dict[str, Any]:
+    """Where the items are, how fast they come, and what could not be read of the first ones."""
+    import time
+
+    from ..data import Dataset, Share, choose_workers
+
+    training, held = job.training, isinstance(job.train, Dataset)
+    workers = training.workers
+    workers = choose_workers(job.train) if workers is None or held else workers
+    share = Share(training.batch_size, training.seed, workers=workers)
+    notes: list[str] = []
+    batches, started = 0, 0.0
+    with job.train.loader(share) as loader:
+        for batch in loader:
+            notes += batch.notes
+            if batches == 0:
+                started = time.perf_counter()  # once the workers have started
+            batches += 1
+            seconds = time.perf_counter() - started
+            if batches > MOST or (batches > FEW and seconds > SECONDS):
+                break
+    rate = (batches - 1) * training.batch_size / max(seconds, 1e-9)
+    seen = batches * training.batch_size
+    return {
+        "held": "in memory" if held else "read when needed",
+        "loader": f"{rate:.0f} items/s, {workers} workers",
+        "not readable": "; ".join(notes) or f"none of the first {seen} drawn",
+    }
+
+
+def _pass(job: Any, seconds: float) -> dict[str, str]:
+    """The time of a pass, at so many seconds an item, over data whose number is known."""
+    if job.train.size is None:
+        return {}
+    return {"a pass over the data": f"{seconds * job.train.size:.0f} s"}
 
 
 def cost_facts(job: Any) -> dict[str, Any]:
@@ -112,7 +155,7 @@ def cost_facts(job: Any) -> dict[str, Any]:
     facts = {
         "network": f"{parameters:,} parameters",
         "step": f"{seconds:.3f} s for a batch of {size} on {job.device}",
-        "a pass over the data": f"{seconds * len(job.train) / size:.0f} s",
+        **_pass(job, seconds / size),
         # raw and averaged weights, gradient and two moments of Adam, four bytes each
         "memory of the state": f"{parameters * 20 / 2**20:.0f} MiB and activations",
     }

@@ -8,7 +8,14 @@ needs. `load` reads a source by name or path.
 from scoresde.data.dataset import DataError, Dataset
 from scoresde.data.scaler import Scaler
 from scoresde.data.source import Batch, Loader, Share, Source, UnreadableError
-from scoresde.data.sources import DataConfig, load, load_splits
+from scoresde.data.sources import (
+    DataConfig,
+    choose_workers,
+    load,
+    load_heldout,
+    load_splits,
+    open_splits,
+)
 from scoresde.data.toys import toy
 
 __all__ = [
@@ -21,7 +28,10 @@ __all__ = [
     "Share",
     "Source",
     "UnreadableError",
+    "choose_workers",
     "load",
+    "load_heldout",
     "load_splits",
+    "open_splits",
     "toy",
 ]

@@ -6,7 +6,7 @@ dequantisation happens once, in the `Scaler`, and never by accident. Everything 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -158,7 +158,7 @@ class Dataset:
         return len(self)
 
     def probe(self, n: int) -> Tensor:
-        """At most `n` items, `(m, *shape)`, spread over the data as they may lie class by class."""
+        """At most `n` items, `(m, *shape)`, spread: they may lie class by class."""
         return self.x[spread(len(self), n)]
 
     def loader(
@@ -225,6 +225,3 @@ class _Gathering(Loader):
         y = None if self._data.y is None else self._data.y[index]
         where = tuple(f"item {i}" for i in index.tolist())
         return Batch(self._data.x[index], y, where, notes)
-
-
-Reader = Callable[[int | None, int | None], Dataset]  # (size, limit) -> the data of one split

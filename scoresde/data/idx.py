@@ -29,7 +29,8 @@ import numpy as np
 import torch
 
 from scoresde.data.arrays import labels
-from scoresde.data.dataset import DataError, Dataset, Reader
+from scoresde.data.dataset import DataError, Dataset
+from scoresde.data.items import Reader, Terms
 
 MEMBER = re.compile(
     r"(?P<part>train|t10k)-(?P<kind>images[-.]idx3|labels[-.]idx1)-ubyte(\.gz)?", re.I
@@ -71,10 +72,8 @@ def open_idx(root: Path) -> dict[str, Reader]:
     return found
 
 
-def _read_idx(
-    name: str, images: Path, classes: Path | None, size: int | None, limit: int | None
-) -> Dataset:
-    y = None
+def _read_idx(name: str, images: Path, classes: Path | None, terms: Terms) -> Dataset:
+    y, limit = None, terms.limit
     if classes is not None:
         there, wanted = _axes(classes, 1)[0], _axes(images, 3)[0]
         if there != wanted:
