@@ -43,6 +43,28 @@ class Score:
         """``dx/dt = f(x, t) - g(t)^2/2 score(x, t)``, the drift of the probability-flow ODE."""
         return self.sde.reverse(self.__call__, eta=0.0, **cond).drift(x, as_time(t, x))
 
+    def denoising_error(
+        self, x0: Tensor, eps: Tensor, t: float | Tensor, **cond: Any
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """``eps_hat - eps`` at ``x = alpha x_0 + sigma eps``, as ``c_out`` times an error.
+
+        Args:
+            x0: data in model range, ``(B, *shape)``.
+            eps: noise, of the shape of ``x0``.
+            t: times, ``()`` or ``(B,)``, on any device.
+
+        Returns:
+            ``(error, c_out, v)``: the error of the shape of ``x0``, its factor of the shape of
+            ``t`` (here 1), and what the network says about the variance (here None).
+        """
+        t = as_time(t)
+        time = as_time(t, x0).to(x0.device, widest(x0.device)) if t.ndim else t
+        return (
+            self.noise(self.sde.perturb(x0, time, eps), time, **cond) - eps,
+            torch.ones_like(t),
+            None,
+        )
+
 
 class ScoreModel(nn.Module, Score):
     """A network composed with a process and a parameterization.
@@ -113,33 +135,66 @@ class ScoreModel(nn.Module, Score):
         skip, factor = (1 - sigma * c.c_skip) / alpha, -sigma * c.c_out / alpha
         return match(skip, x) * x + match(factor, x) * out
 
+    def denoising_error(
+        self, x0: Tensor, eps: Tensor, t: float | Tensor, **cond: Any
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """``F - F*``, without the cancellation in ``eps_hat - eps = c_out (F - F*)``.
+
+            F* = (1 - c_skip sigma)/c_out eps - c_skip alpha/c_out x_0
+
+        Where ``c_out`` is small, ``eps_hat`` and ``eps`` nearly agree, but ``F`` and ``F*`` do
+        not. The coefficients are made where ``t`` is, in float64, and moved to the data at once.
+
+        Returns:
+            ``(F - F*, c_out, v)``; see :meth:`Score.denoising_error`. ``v`` is that of
+            :meth:`noise_and_variance`.
+        """
+        t = as_time(t)
+        t = t.to(widest(t.device)).flatten() if t.ndim else t
+        alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
+        c = self.parameterization(alpha, sigma)
+        to_data, to_eps = -c.c_skip * alpha / c.c_out, (1 - c.c_skip * sigma) / c.c_out
+        factors = torch.stack([c.c_in * alpha, c.c_in * sigma, to_eps, to_data])
+        factors = factors.to(x0.device, x0.dtype, non_blocking=True)
+        data_in, eps_in, to_eps, to_data = (as_time(f, x0) for f in factors)
+        out, v = self._evaluate(torch.addcmul(data_in * x0, eps_in, eps), c.c_noise, cond)
+        error = torch.addcmul(out, to_eps, eps, value=-1)
+        return torch.addcmul(error, to_data, x0, value=-1), c.c_out, v
+
     def _output(
         self, x: Tensor, t: float | Tensor, cond: dict[str, Any]
     ) -> tuple[Coefficients, Tensor, Tensor | None]:
         """The coefficients, ``F`` in the dtype of ``x``, and the half about the variance."""
-        if self.shape is not None and tuple(x.shape[1:]) != tuple(self.shape):
-            raise ValueError(
-                f"x of shape {tuple(x.shape)} does not fit a model of (B, *{tuple(self.shape)})"
-            )
         t = as_time(t, x)
         if self.parameterization.label.widen:
             t = t.to(widest(t.device))  # labels of 1000 steps need more digits than float32 has
         c = self.parameterization(self.sde.alpha(t), self.sde.sigma(t))
-        parameter = next(self.net.parameters(), x)
+        return c, *self._evaluate(match(c.c_in, x) * x, c.c_noise, cond)
+
+    def _evaluate(
+        self, inner: Tensor, c_noise: Tensor, cond: dict[str, Any]
+    ) -> tuple[Tensor, Tensor | None]:
+        """``F`` of ``inner = c_in x``, in its dtype, and the half about the variance."""
+        if self.shape is not None and tuple(inner.shape[1:]) != tuple(self.shape):
+            raise ValueError(
+                f"x of shape {tuple(inner.shape)} does not fit "
+                f"a model of (B, *{tuple(self.shape)})"
+            )
+        parameter = next(self.net.parameters(), inner)
         # The noise level stays in float32 or better: half precision cannot tell neighbours apart.
         precise = torch.promote_types(parameter.dtype, torch.float32)
-        c_noise = c.c_noise.reshape(-1).to(parameter.device, precise, non_blocking=True)
-        inner = (match(c.c_in, x) * x).to(parameter.dtype)
-        out = self.net(inner, c_noise.expand(len(x)), **cond).to(x.dtype)
-        v = None
-        if out.shape != x.shape:
-            if out.shape != (len(x), 2 * x.shape[1], *x.shape[2:]):
-                raise ValueError(
-                    f"the network gave {tuple(out.shape)} for x of shape {tuple(x.shape)}: "
-                    "it must give that shape, or twice its channels"
-                )
-            out, v = out.chunk(2, 1)
-        return c, out, v
+        c_noise = c_noise.reshape(-1).to(parameter.device, precise, non_blocking=True)
+        out = self.net(inner.to(parameter.dtype), c_noise.expand(len(inner)), **cond)
+        out = out.to(inner.dtype)
+        if out.shape == inner.shape:
+            return out, None
+        if out.shape != (len(inner), 2 * inner.shape[1], *inner.shape[2:]):
+            raise ValueError(
+                f"the network gave {tuple(out.shape)} for x of shape {tuple(inner.shape)}: "
+                "it must give that shape, or twice its channels"
+            )
+        out, v = out.chunk(2, 1)
+        return out, v
 
     def forward(self, x: Tensor, t: float | Tensor, **cond: Any) -> Tensor:
         """The score ``grad_x log p_t(x)``, of the shape and dtype of ``x``.

@@ -12,6 +12,7 @@ https://arxiv.org/abs/2210.02747.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,6 +25,8 @@ class Linear(GaussianSDE):
     """Linear interpolation, ``x_t = (1 - t) x_0 + t eps``."""
 
     t_max: float = field(default=0.999, kw_only=True)
+
+    default_objective: ClassVar[dict[str, str]] = {"weight": "velocity"}
 
     def __post_init__(self) -> None:
         super().__post_init__()

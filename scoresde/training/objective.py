@@ -2,9 +2,14 @@ r"""Denoising score matching.
 
     loss(x_0) = w(t) |eps_hat(alpha x_0 + sigma eps, t) - eps|^2,    eps ~ N(0, I), t ~ p(t)
 
+The error is taken where it does not cancel, at the network's output ``F``: with
+``eps_hat - eps = c_out (F - F*)`` the loss is ``(w c_out^2) |F - F*|^2``, and the factor is one
+float64 number.
+
 Sources: A Connection Between Score Matching and Denoising Autoencoders (Vincent, 2011),
 https://doi.org/10.1162/NECO_a_00142; Score-Based Generative Modeling through Stochastic
-Differential Equations (Song et al., 2021), https://arxiv.org/abs/2011.13456.
+Differential Equations (Song et al., 2021), https://arxiv.org/abs/2011.13456; Classifier-Free
+Diffusion Guidance (Ho & Salimans, 2021), https://arxiv.org/abs/2207.12598 (``drop``).
 """
 
 from __future__ import annotations
@@ -13,14 +18,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import config
+from ..config import ConfigError
 from ..model import Score
+from ..noise import NoiseSource, normal
 from ..precision import widest
 from ..sde.base import as_time
-from . import times as times_room
+from . import distributions as times_room
 from . import weights as weights_room
+from .times import uniform
 
 
 @dataclass(frozen=True)
@@ -29,19 +37,31 @@ class DSM:
 
     Args:
         weight: factor on the squared error: ``simple``, ``likelihood``, ``x0``, ``edm``,
-            ``min-snr``, a section such as ``{name: min-snr, gamma: 5}``, or an object.
+            ``min-snr``, ``velocity``, a section such as ``{name: min-snr, gamma: 5}``, or an
+            object.
         times: distribution of ``t``: ``uniform``, ``low-discrepancy``, ``log-normal``,
-            ``importance``, a section, or an object.
+            ``logit-normal``, ``importance``, ``velocity-importance``, ``learned``, ``steps``, a
+            section, or an object.
+        drop: share of the items that are trained without their label, for classifier-free
+            guidance: the class is replaced by the index ``num_classes``, a vector by zeros.
     """
 
     weight: Any = "simple"
     times: Any = "low-discrepancy"
+    drop: float = 0.0
 
     def __post_init__(self) -> None:
         weight = config.build(self.weight, weights_room, "objective.weight")
         times = config.build(self.times, times_room, "objective.times")
         object.__setattr__(self, "weight", weight)
         object.__setattr__(self, "times", times)
+        if not 0 <= self.drop <= 1:
+            raise ValueError(f"drop must be in [0, 1], got {self.drop}")
+
+    @property
+    def module(self) -> nn.Module | None:
+        """What the objective itself has to train: the schedule of ``learned`` times, or None."""
+        return getattr(self.times, "module", None)
 
     def __call__(
         self,
@@ -50,7 +70,7 @@ class DSM:
         *,
         t: float | Tensor | None = None,
         eps: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        generator: NoiseSource | None = None,
         **cond: Any,
     ) -> Tensor:
         """Loss of each item, summed over its dimensions, shape ``(B,)``.
@@ -61,18 +81,68 @@ class DSM:
             t: times to use in place of drawn ones, ``()`` or ``(B,)``.
             eps: noise to use in place of drawn noise, of the shape of ``x0``.
             generator: source of both.
+
+        Raises:
+            ConfigError: if labels are to be dropped and there are none.
         """
+        time, correction, eps, cond = self.draw(model, x0, t, eps, generator, cond)
+        error, c_out, _ = model.denoising_error(x0, eps, time, **cond)
+        return self.factor(model, time, correction, c_out, x0) * squared(error)
+
+    def draw(
+        self,
+        model: Score,
+        x0: Tensor,
+        t: float | Tensor | None,
+        eps: Tensor | None,
+        source: NoiseSource | None,
+        cond: dict[str, Any],
+    ) -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
+        """Times with their correction, noise and conditions, those that are not given drawn."""
         if t is None:
-            time, correction = self.times(model.sde, len(x0), generator)
+            time, correction = self.times(model.sde, len(x0), source)
         else:
             time = as_time(t)
+            time = time.to(widest(time.device)).flatten() if time.ndim else time
             correction = torch.ones_like(time)
+        if self.drop > 0:
+            cond = {**cond, "y": dropped(cond.get("y"), self.drop, model, source)}
         if eps is None:
-            home = generator.device if generator is not None else x0.device
-            eps = torch.randn(x0.shape, generator=generator, device=home, dtype=x0.dtype)
-            eps = eps.to(x0.device)
-        factor = (self.weight(model.sde, time) * correction).to(x0.device, x0.dtype)
-        if time.ndim:
-            time = as_time(time, x0).to(x0.device, widest(x0.device))
-        error = model.noise(model.sde.perturb(x0, time, eps), time, **cond) - eps
-        return factor * error.flatten(1).square().sum(1)
+            eps = normal(tuple(x0.shape), source, device=x0.device, dtype=x0.dtype)
+        return time, correction, eps, cond
+
+    def factor(
+        self, model: Score, time: Tensor, correction: Tensor, c_out: Tensor, like: Tensor
+    ) -> Tensor:
+        """``w(t) c_out^2``, made in float64, as it multiplies the loss of ``like``."""
+        factor = self.weight(model.sde, time) * correction * c_out**2
+        return factor.to(like.device, like.dtype, non_blocking=True)
+
+
+def squared(error: Tensor) -> Tensor:
+    """``|error|^2`` of each item, ``(B,)``."""
+    return error.flatten(1).square().sum(1)
+
+
+def dropped(y: Tensor | None, rate: float, model: Score, source: NoiseSource | None) -> Tensor:
+    """Labels of which each is replaced, at the given rate, by what stands for none.
+
+    Args:
+        y: classes ``(B,)``, of which the network's ``num_classes`` stands for none, or vectors
+            ``(B, d)``, of which zeros do.
+
+    Raises:
+        ConfigError: for a batch without labels, or a network that does not say how many classes.
+    """
+    if y is None:
+        raise ConfigError(f"objective.drop={rate} drops labels, but the network is given none")
+    gone = uniform(len(y), source).to(y.device, non_blocking=True) < rate
+    if y.ndim > 1:
+        return y.masked_fill(gone.reshape(-1, *(1,) * (y.ndim - 1)), 0)
+    classes = getattr(getattr(model, "net", None), "num_classes", None)
+    if classes is None:
+        raise ConfigError(f"objective.drop={rate} needs a network that has num_classes")
+    return y.masked_fill(gone, classes)
+
+
+__all__ = ["DSM"]

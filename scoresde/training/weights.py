@@ -76,6 +76,11 @@ class EDM(Weight):
 class MinSNR(Weight):
     """``min(snr, gamma) / snr`` with ``snr = alpha^2/sigma^2``.
 
+    The paper states it for each prediction: ``min(snr, gamma)`` on the error of the data,
+    ``min(snr, gamma)/snr`` on that of the noise, ``min(snr, gamma)/(snr + 1)`` on that of ``v``.
+    On a variance-preserving process these are one and the same loss, so the weight does not ask
+    what the network predicts.
+
     Source: Efficient Diffusion Training via Min-SNR Weighting Strategy (Hang et al., 2023),
     https://arxiv.org/abs/2303.09556.
     """
@@ -87,4 +92,21 @@ class MinSNR(Weight):
         return (self.gamma * torch.exp(-2 * sde.log_snr(t))).clamp_max(1)
 
 
-__all__ = ["EDM", "Data", "Likelihood", "MinSNR", "Simple"]
+@dataclass(frozen=True)
+class Velocity(Weight):
+    """``(g^2 / (2 sigma))^2``: conditional flow matching.
+
+    Since ``u = f x + g^2/(2 sigma) eps`` is the velocity ``alpha' x_0 + sigma' eps`` of the path
+    through ``x_0`` and ``eps``, the weighted error is ``|u_hat(x, t) - (alpha' x_0 + sigma'
+    eps)|^2``: on the straight path ``|v_hat - (eps - x_0)|^2``.
+
+    Source: Flow Matching for Generative Modeling (Lipman et al., 2023),
+    https://arxiv.org/abs/2210.02747.
+    """
+
+    def __call__(self, sde: GaussianSDE, t: Tensor) -> Tensor:
+        """``(g^2 / (2 sigma))^2``."""
+        return (sde.diffusion(t) ** 2 / (2 * sde.sigma(t))) ** 2
+
+
+__all__ = ["EDM", "Data", "Likelihood", "MinSNR", "Simple", "Velocity"]
