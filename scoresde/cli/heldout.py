@@ -13,13 +13,15 @@ def held_out_data(run: str, source: str | None, split: str, train: bool = False)
     """The named data, or those that the run held out; with ``train`` what it was trained on."""
     from ..checkpoint import locate
     from ..config import construct, read_yaml
-    from ..data import DataConfig, load, load_splits
+    from ..data import DataConfig, load, load_heldout, load_splits
 
-    which = 0 if train else 1
+    def part(config: DataConfig) -> Dataset:
+        return load_splits(config)[0] if train else load_heldout(config)
+
     if source is not None:
         config = DataConfig(source=source)
         if train or split == "test":
-            return load_splits(config)[which]
+            return part(config)
         return load(source, split)
     file = locate(run) / "config.yaml"
     if not file.is_file():  # a model of another project
@@ -30,7 +32,7 @@ def held_out_data(run: str, source: str | None, split: str, train: bool = False)
     stored = read_yaml(file).get("data")
     if stored is None:
         raise ValueError(f"{run} does not say which data it held out: name them with --data")
-    return load_splits(construct(DataConfig, stored, "data"))[which]
+    return part(construct(DataConfig, stored, "data"))
 
 
 def conditional(model: ScoreModel) -> bool:

@@ -126,13 +126,14 @@ def unpacked(files: Sequence[Path], part: str, write: Callable[[Path], None]) ->
     partial = folder / f"{path.name}.{os.getpid()}"  # other processes may be at it too
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write(partial)
-        partial.replace(path)
+        try:
+            write(partial)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
     except OSError as error:
         raise DataError(
             f"{files[0].name}: it must be unpacked to be read at random, and {folder} does not "
             f"take it: {error.strerror or error}; name another folder in SCORESDE_CACHE"
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
     return path

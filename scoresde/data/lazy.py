@@ -8,24 +8,21 @@ be, in the order of the set.
 from __future__ import annotations
 
 import math
-import signal
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from scoresde.data.batches import Batches
 from scoresde.data.dataset import Dataset, level_dtype, spread
 from scoresde.data.items import MIB, Items
 from scoresde.data.source import Batch, DataError, Loader, Share, UnreadableError
+from scoresde.data.workers import Failed, Workers
 
 BLOCK = 256  # items read at a time where all are wanted
-RESTARTS = 3
 AT_LEAST = 64  # items of a probe, whatever their size
 
 
@@ -36,12 +33,6 @@ class Read(NamedTuple):
     y: Tensor | None
     where: tuple[str, ...]
     bad: tuple[tuple[int, str], ...] = ()
-
-
-class Failed(NamedTuple):
-    """The one line of a DataError, from a worker."""
-
-    message: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,18 +190,18 @@ class LazyLoader(Loader):
     def __init__(
         self, source: LazySource, share: Share, step: int = 0, context: str | None = None
     ) -> None:
-        self._source, self._share, self._step, self._context = source, share, step, context
+        self._source, self._share, self._step = source, share, step
         self._batches = Batches(len(source), share.batch, share.seed)
         self._named: set[int] = set()
         self._notes = list(source.notes)
-        self._restarts = 0
-        self._workers: Iterator[Read | Failed] | None = None
+        self._workers: Workers[Read] = Workers(source.name, self._reading, share.workers, context)
 
     def __next__(self) -> Batch:
         notes, self._notes = self._notes, []
-        read = self._read(notes)
-        if isinstance(read, Failed):
-            raise DataError(read.message)
+        if self._share.workers:
+            read = self._workers.next(f"the batch of step {self._step}", notes)
+        else:
+            read = self._source.read(self._positions(self._step))
         for position, message in read.bad:
             if position not in self._named:
                 self._named.add(position)
@@ -224,60 +215,23 @@ class LazyLoader(Loader):
         first = self._share.start
         return self._batches.indices(step)[first : first + self._share.local].tolist()
 
-    def _read(self, notes: list[str]) -> Read | Failed:
-        if self._share.workers == 0:
-            return self._source.read(self._positions(self._step))
-        while True:
-            if self._workers is None:
-                self._workers = self._start()
-            try:
-                return next(self._workers)
-            except RuntimeError as error:
-                if "exited unexpectedly" not in str(error):
-                    raise
-                self.close()
-                self._restarts += 1
-                lost = "a process that reads the data was killed"
-                if self._restarts > RESTARTS:
-                    raise DataError(
-                        f"{self._source.name}: {lost}, for the {self._restarts}th time; is there "
-                        "too little memory, or room in /dev/shm? Try fewer training.workers"
-                    ) from error
-                notes.append(f"{lost}; started again at the batch of step {self._step}")
-
-    def _start(self) -> Iterator[Read | Failed]:
-        with _quiet_start():
-            return iter(
-                DataLoader(
-                    _Reading(self._source),  # type: ignore[arg-type]
-                    batch_size=None,
-                    sampler=_Plan(self, self._step),
-                    num_workers=self._share.workers,
-                    collate_fn=_as_it_is,
-                    worker_init_fn=_ignore_interrupts,
-                    multiprocessing_context=self._context,
-                    generator=torch.Generator(),  # else it draws from the global one
-                )
-            )
+    def _reading(self) -> tuple[_Reading, _Plan]:
+        return _Reading(self._source), _Plan(self, self._step)
 
     def close(self) -> None:
         """Ends the workers; a next batch would start them again."""
-        workers, self._workers = self._workers, None
-        if workers is not None and hasattr(workers, "_shutdown_workers"):
-            workers._shutdown_workers()
+        self._workers.close()
 
 
+@dataclass(frozen=True)
 class _Plan:
     """Which items to read, step by step without end."""
 
-    def __init__(self, loader: LazyLoader, step: int) -> None:
-        self._loader, self._step = loader, step
+    loader: LazyLoader
+    step: int
 
     def __iter__(self) -> Iterator[list[int]]:
-        step = self._step
-        while True:
-            yield self._loader._positions(step)
-            step += 1
+        return (self.loader._positions(step) for step in count(self.step))
 
 
 @dataclass(frozen=True)
@@ -291,32 +245,3 @@ class _Reading:
             return self.source.read(positions)
         except DataError as error:
             return Failed(str(error))
-
-
-def _as_it_is(read: Any) -> Any:
-    return read
-
-
-def _ignore_interrupts(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the one that trains ends the others."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-@contextmanager
-def _quiet_start() -> Iterator[None]:
-    """Workers inherit that Ctrl-C is ignored; torch's own handler of dead ones is taken back.
-
-    That handler raises wherever the training happens to be; the loader finds out by itself.
-    """
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
-        yield
-        return
-    held = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGCHLD)}
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # comes after the start
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        for which, handler in held.items():
-            signal.signal(which, handler if handler is not None else signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
