@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import difflib
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from scoresde.data.dataset import SPLITS, DataError, Dataset, split_indices, spr
 from scoresde.data.files import ACCEPTED, open_path
 from scoresde.data.items import MIB, ColourError, Items, Reader, Terms
 from scoresde.data.lazy import LazySource
-from scoresde.data.scaler import MODES
+from scoresde.data.settings import DataConfig
 from scoresde.data.source import Source
 from scoresde.data.tables import open_hub
 from scoresde.data.toys import TOYS, toy
@@ -28,61 +27,6 @@ from scoresde.data.toys import TOYS, toy
 HELD = 2048  # held-out items that are kept of a set that is read when needed
 MANY = 8  # workers of one process
 AT_LEAST = 64  # of them, whatever their size
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Which data, and how it is prepared.
-
-    Args:
-        source: "digits", "mnist-sample", a toy's name, a path, or "hf:owner/name".
-        heldout: share of the items held out where the source has no test split, in (0, 1).
-        size: pictures are centre-cropped and resized to `size x size`.
-        scaler: mode of `Scaler.fit`.
-        limit: at most so many items are read (of each split).
-        samples: items drawn of a toy.
-        seed: of the split and of the toys.
-        memory: MiB that decoded items may take; a larger set is read when it is needed.
-        unreadable: how many different items that cannot be read (damaged, cut short) are replaced
-            by another before training ends; 0 ends it at the first.
-        augment: what is done to the items of a step, the name of an augmentation or its section.
-        dequantize: whether whole levels are trained on with noise within each, not at its middle;
-            false where the likelihood is to add noise of its own.
-        stream: whether the items are read once, in the order in which they come.
-
-    Raises:
-        DataError: a value outside its range.
-    """
-
-    source: str = "digits"
-    heldout: float = 0.1
-    size: int | None = None
-    scaler: str = "auto"
-    limit: int | None = None
-    samples: int = 20000
-    seed: int = 0
-    memory: int = 512
-    unreadable: int = 10
-    augment: Any = None
-    dequantize: bool = True
-    stream: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.source:
-            raise DataError("data.source is empty; name a set, a toy, a path or hf:owner/name")
-        if not 0 < self.heldout < 1:
-            raise DataError(f"data.heldout is {self.heldout}; it must lie between 0 and 1")
-        if self.scaler not in MODES:
-            raise DataError(
-                f"data.scaler is {self.scaler!r}; it must be one of {', '.join(MODES)}"
-            )
-        for key in ("size", "limit", "samples"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise DataError(f"data.{key} is {value}; it must be at least 1")
-        for key in ("memory", "unreadable"):
-            if getattr(self, key) < 0:
-                raise DataError(f"data.{key} is {getattr(self, key)}; it must be at least 0")
 
 
 def load(
@@ -118,6 +62,8 @@ def load_splits(config: DataConfig) -> tuple[Dataset, Dataset]:
     Raises:
         DataError: as `load`, or splits of different shapes, levels or classes.
     """
+    if _is_stream(config):
+        raise DataError(f"{config.source}: a stream is trained on as it comes, and not held whole")
     train, held, _ = _parts(config, None)
     train, held = _whole(train, held)
     return train, held
@@ -129,6 +75,8 @@ def load_heldout(config: DataConfig) -> Dataset:
     Raises:
         DataError: as `load_splits`.
     """
+    if _is_stream(config):
+        return _stream(config)[1]
     memory = config.memory * MIB
     train, held, _ = _parts(config, memory)
     if isinstance(held, LazySource) and held.items.nbytes > memory:
@@ -145,6 +93,8 @@ def open_splits(config: DataConfig) -> tuple[Source, Dataset]:
     Raises:
         DataError: as `load_splits`; items that cannot be read are not looked for here.
     """
+    if _is_stream(config):
+        return _stream(config)
     memory = config.memory * MIB
     train, held, seeded = _parts(config, memory)
     if isinstance(train, Dataset) or train.items.nbytes <= memory:
@@ -158,6 +108,28 @@ def open_splits(config: DataConfig) -> tuple[Source, Dataset]:
     some = torch.arange(count) if seeded else spread(len(held), count)
     kept = held.subset(some).load(stand_ins=False)
     return replace(train, notes=kept.notes), kept
+
+
+def _is_stream(config: DataConfig) -> bool:
+    """Whether the items are read as they come: asked for, or there is no other way."""
+    path = Path(config.source)
+    if config.stream or path.suffix.lower() == ".tar":
+        return True
+    beside = {p.suffix.lower() for p in path.iterdir()} if path.is_dir() else set()
+    return ".tar" in beside and beside <= {".tar", ".json", ".txt", ".md", ".idx"}
+
+
+def _stream(config: DataConfig) -> tuple[Source, Dataset]:
+    from scoresde.data.stream_splits import open_stream
+
+    return open_stream(
+        config.source,
+        size=config.size,
+        classes=config.classes,
+        buffer=config.buffer,
+        unreadable=config.unreadable,
+        limit=config.limit,
+    )
 
 
 def choose_workers(source: Source, world: int = 1) -> int:

@@ -28,7 +28,7 @@ from scoresde.data.arrays import check_labels
 from scoresde.data.dataset import SPLITS, DataError, spread
 from scoresde.data.items import Items, Reader, Terms, names_of_classes, unpacked
 from scoresde.data.pictures import SURVEYED, Frame, Picture
-from scoresde.data.rows import HeldRows, HubRows, MappedRows, Rows, write_rows
+from scoresde.data.rows import Columns, HeldRows, HubRows, MappedRows, Rows, write_rows
 
 SHARD = re.compile(r"(?P<split>.+)-\d{5}-of-(?P<of>\d{5})(-\w+)?\.parquet")
 
@@ -143,56 +143,6 @@ def _extra(module: str, what: str, package: str, extra: str) -> Any:
         raise DataError(
             f"reading {what} needs {package}: pip install 'scoresde[{extra}]'"
         ) from error
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Which columns of a table hold what.
-
-    Args:
-        image: encoded pictures; None where the items are vectors of numbers.
-        numbers: one an entry of such a vector.
-        label: classes.
-        vector: vectors that condition the items.
-    """
-
-    image: str | None
-    numbers: tuple[str, ...]
-    label: str | None
-    vector: str | None
-
-    @classmethod
-    def of(cls, schema: Any, name: str) -> Columns:
-        """The columns that a schema names.
-
-        Raises:
-            DataError: neither pictures nor numbers.
-        """
-        types = importlib.import_module("pyarrow").types
-        image = next((c for c in ("image", "img") if c in schema.names), None)
-        label = next((c for c in ("label", "labels") if c in schema.names and image), None)
-
-        def number(kind: Any) -> bool:
-            return bool(types.is_integer(kind) or types.is_floating(kind))
-
-        def listed(kind: Any) -> bool:
-            kinds = (types.is_list, types.is_large_list, types.is_fixed_size_list)
-            return any(is_kind(kind) for is_kind in kinds) and number(kind.value_type)
-
-        lists = {f.name for f in schema if listed(f.type)}
-        vector = next((c for c in ("vector", "condition") if c in lists), None)
-        numeric = tuple(f.name for f in schema if number(f.type))
-        if image is None and not numeric:
-            raise DataError(
-                f"{name}: has columns {', '.join(schema.names)}; there must be "
-                "one called image, or numeric ones"
-            )
-        return cls(image, () if image else numeric, None if vector else label, vector)
-
-    @property
-    def all(self) -> list[str]:
-        """The columns that are read."""
-        return [c for c in (self.image, *self.numbers, self.label, self.vector) if c is not None]
 
 
 @dataclass(frozen=True, eq=False)
