@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..training import Job
+    from ..world import World
 
 DEFAULT_STEPS = 3000
 DEFAULT_MINUTES = 2.0
@@ -38,7 +39,12 @@ DEFAULT_MINUTES = 2.0
 @click.option("--steps", type=click.IntRange(min=1), help="Length of the run in steps,")
 @click.option("--epochs", type=click.FloatRange(min=0, min_open=True), help="in passes, or")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="in minutes.")
+@click.option("--tune-schedule", is_flag=True, help="Learn which noise levels to train on most.")
 @click.option("--resume", is_flag=True, help="Go on with the run in the folder.")
+@click.option(
+    "--restartable", is_flag=True,
+    help="Go on with the run if there is one, else start it: for machines that may be taken away.",
+)  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace the run in the folder.")
 @click.option("--dry-run", is_flag=True, help="Check everything and stop before training.")
 @options.seed
@@ -55,7 +61,9 @@ def command(
     steps: int | None,
     epochs: float | None,
     minutes: float | None,
+    tune_schedule: bool,
     resume: bool,
+    restartable: bool,
     overwrite: bool,
     dry_run: bool,
     seed: int | None,
@@ -73,12 +81,21 @@ def command(
       scoresde train --sde ve --sigma-max auto --data moons --steps 2000
       scoresde train --config configs/mnist.yaml --data path/to/mnist --minutes 60
       scoresde train --out runs/digits-vp --resume --steps 6000
+      torchrun --nproc-per-node 8 -m scoresde train --config configs/edm-cifar10.yaml \\
+          --data path/to/cifar10 --restartable
+
+    Ctrl-C and SIGTERM end the run after the step and save it; SIGTERM, by which machines are
+    taken away, gives the exit code 75: start it again. Under a launcher the processes share each
+    batch; --set training.shard=true shares out the weights too.
     """
     from ..config import merge, override, read_config
+    from ..saved_steps import step_folders
+    from ..world import joined
 
     bounds = {"steps": steps, "epochs": epochs, "minutes": minutes}
-    if resume and overwrite:
-        raise click.UsageError("--resume and --overwrite exclude each other")
+    if (resume or restartable) and overwrite:
+        going = "--resume" if resume else "--restartable"
+        raise click.UsageError(f"{going} and --overwrite exclude each other")
     config = read_config(config_file)
     if sde:
         config = merge(config, {"sde": {"name": sde}})
@@ -95,25 +112,32 @@ def command(
     if any(v is not None for v in bounds.values()):
         config.setdefault("training", {}).update(bounds)
 
-    folder = out or default_folder(config)
-    if not resume:
-        refuse_existing(folder, overwrite)
-    options.check_writable(folder / "config.yaml")
-    options.check_writable(json_file)
-    device = options.pick_device(device_name)
+    if tune_schedule:
+        config.setdefault("objective", {})["times"] = "learned"
 
-    from ..training import prepare
+    with joined(device_name) as world:
+        folder = out or default_folder(config)
+        if restartable:
+            resume = world.broadcast(bool(step_folders(folder)))
+            overwrite = not resume and is_run(folder)  # it ended before anything was saved
+        if not resume and world.main:
+            refuse_existing(folder, overwrite)
+        options.check_writable(folder / "config.yaml")
+        options.check_writable(json_file)
+        device = world.device(device_name)
 
-    if resume:
-        job = resumed(folder, config, device)
-    else:
-        job = prepare(with_bounds(config), folder, device)
-    summarise(job)
-    if dry_run:
-        return
-    if overwrite:
-        remove_run(folder)
-    run(job, resume, json_file)
+        from ..training import prepare
+
+        if resume:
+            job = resumed(folder, config, device)
+        else:
+            job = prepare(with_bounds(config), folder, device)
+        summarise(job, world)
+        if dry_run:
+            return
+        if overwrite and world.main:
+            remove_run(folder)
+        run(job, resume, json_file, world)
 
 
 def default_folder(config: dict[str, Any]) -> Path:
@@ -149,7 +173,7 @@ def refuse_existing(folder: Path, overwrite: bool) -> None:
 
 def remove_run(folder: Path) -> None:
     """Removes what a run has written into its folder, and nothing else."""
-    for name in ("checkpoints", "samples", "logs", "bench"):
+    for name in ("checkpoints", "samples", "logs", "bench", "snapshots", "averages"):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("config.yaml", "report.json", "loss.png"):
         (folder / name).unlink(missing_ok=True)
@@ -194,7 +218,7 @@ def with_bounds(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, "training": training}
 
 
-def summarise(job: Job) -> None:
+def summarise(job: Job, world: World) -> None:
     """Prints what is about to happen, with what is left of the data at ``t_max``."""
     from ..config import describe
 
@@ -202,7 +226,8 @@ def summarise(job: Job) -> None:
     parameters = sum(p.numel() for p in job.model.net.parameters())
     fields = {k: v for k, v in describe(sde).items() if not k.startswith(("t_", "name"))}
     say = options.speak
-    say(f"data       {job.train.name}: {len(job.train)} items of {tuple(job.train.shape)}, "
+    items = "a stream" if job.train.size is None else f"{job.train.size} items"
+    say(f"data       {job.train.name}: {items} of {tuple(job.train.shape)}, "
         f"{len(job.heldout)} held out, "
         + (f"{job.train.levels} levels" if job.train.levels else "continuous"))  # fmt: skip
     say(
@@ -216,46 +241,56 @@ def summarise(job: Job) -> None:
     say(f"network    {describe(job.model.net)['name']}, {parameters:,} parameters, predicts "
         f"{describe(job.model.parameterization)['name']}")  # fmt: skip
     ends = [f"{v:g} {k}" for k in ("steps", "epochs", "minutes") if (v := getattr(training, k))]
-    say(f"run        {' or '.join(ends)}, batch {training.batch_size}, seed {training.seed}, "
-        f"on {job.device}, into {job.folder}")  # fmt: skip
+    size = "" if world.size == 1 else f" over {world.size} processes"
+    say(f"run        {' or '.join(ends)}, batch {training.batch_size}{size}, "
+        f"seed {training.seed}, on {job.device}, into {job.folder}")  # fmt: skip
 
 
-def run(job: Job, resume: bool, json_file: Path | None) -> None:
+def run(job: Job, resume: bool, json_file: Path | None, world: World) -> None:
     """Trains, reports, and prints what to try next."""
     from tqdm import tqdm
 
     from ..files import write_yaml
-    from ..training import Trainer
+    from ..training import RESTART, Terminated, Trainer
     from ..training.report import finish
 
-    show = sys.stderr.isatty()
-    trainer = Trainer(job, say=tqdm.write if show else options.speak)
+    show = options.on_screen()
+    trainer = Trainer(job, tqdm.write if show else options.speak, world)
     if resume:
         trainer.resume()
         options.speak(f"resumed at step {trainer.step}")
         if trainer.progress >= 1:
             options.speak("the run has reached its end: raise --steps, --epochs or --minutes")
             return
-    job.folder.mkdir(parents=True, exist_ok=True)
-    write_yaml(job.folder / "config.yaml", job.config)
+    if world.main:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        write_yaml(job.folder / "config.yaml", job.config)
     try:
         trainer.run(show)
-    except KeyboardInterrupt:
-        click.echo(
-            f"\nstopped at step {trainer.step}; everything is saved. Go on with:\n"
-            f"  scoresde train --out {job.folder} --resume",
-            err=True,
-        )
+    except (KeyboardInterrupt, Terminated) as stop:
+        if world.main:
+            click.echo(
+                f"\nstopped at step {trainer.step}; everything is saved. Go on with:\n"
+                f"  scoresde train --out {job.folder} --resume",
+                err=True,
+            )
+        if isinstance(stop, Terminated):
+            sys.exit(RESTART)
         raise
+    if not world.main and not job.training.shard:
+        return
     figures = {
         "steps": trainer.step,
         "items_seen": trainer.step * job.training.batch_size,
         "training_seconds": round(trainer.seconds, 1),
+        "world": world.size,
         "parameters": sum(p.numel() for p in job.model.net.parameters()),
         "at_t_max": job.left._asdict(),
         "versions": options.versions(job.device),
     }
-    report = finish(trainer.averaged, job, figures, show)
+    report = finish(trainer.learner.averaged, job, figures, show, world.main)
+    if not world.main:
+        return
     options.write_json(json_file, report)
     if "heldout" in report:
         found = report["heldout"]

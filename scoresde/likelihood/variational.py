@@ -252,7 +252,7 @@ def fit_dequantizer(
         ValueError: no length, data that do not fit, or a loss that is not finite.
     """
     from ..noise import step_seed
-    from ..training.batches import Batches
+    from ..data.batches import Batches
     from .dequantize import levels_of
 
     scaler = getattr(score, "scaler", None) if scaler is None else scaler

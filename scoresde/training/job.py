@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,14 @@ from ..config import (
     resolve,
     unknown,
 )
-from ..data import DataConfig, Dataset, Scaler, load_splits
+from ..data import DataConfig, Dataset, Scaler, Source, open_splits
+from ..data.sources import choose_workers
 from ..model import ScoreModel, evaluating
 from ..sde.terminal import Remains, auto_beta_max, auto_sigma_max, remains
-from .objective import DSM
+from . import augment as augment_room
+from . import objectives
+from .augment import Augmentation
+from .augment import check as check_augmentation
 from .settings import LikelihoodConfig, SamplingConfig, TrainingConfig
 
 DEFAULT: dict[str, dict[str, Any]] = {
@@ -41,6 +46,10 @@ DEFAULT: dict[str, dict[str, Any]] = {
 }
 
 
+PROBE = 5000
+"""Items that are looked at for the moments of the data."""
+
+
 @dataclass
 class Job:
     """A training run, ready to go."""
@@ -48,19 +57,26 @@ class Job:
     folder: Path
     config: dict[str, Any]
     model: ScoreModel
-    objective: DSM
+    objective: Any
     training: TrainingConfig
     sampling: SamplingConfig
     likelihood: LikelihoodConfig
-    train: Dataset
+    train: Source
     heldout: Dataset
     left: Remains
     device: torch.device
+    augment: Augmentation | None = None
+    dequantize: bool = True
 
     @property
     def conditional(self) -> bool:
-        """Whether the network takes the labels of the data."""
+        """Whether the network takes the labels, or the vectors, of the data."""
         return getattr(self.model.net, "num_classes", None) is not None
+
+    @property
+    def fused(self) -> bool:
+        """Whether the optimizer's step is one kernel, which can be told on the device to skip."""
+        return self.device.type != "mps"
 
 
 def prepare(config: Mapping[str, Any], folder: Path, device: torch.device) -> Job:
@@ -76,11 +92,19 @@ def prepare(config: Mapping[str, Any], folder: Path, device: torch.device) -> Jo
     likelihood = construct(LikelihoodConfig, config["likelihood"], "likelihood")
     data = construct(DataConfig, config["data"], "data")
     cls: Any = resolve(str(config["sde"].get("name", "vp")), sde, "sde")
-    objective = construct(DSM, {**cls.default_objective, **config["objective"]}, "objective")
+    wanted = {**cls.default_objective, **config["objective"]}
+    objective = build({"name": "dsm", **wanted}, objectives, "objective")
+    augment = build(data.augment, augment_room, "augment")
+    if training.precision == "float16" and device.type != "cuda":
+        raise ConfigError(f"training.precision float16 needs CUDA; the device is {device}")
 
-    train, heldout = load_splits(data)
-    scaler = Scaler.fit(train, data.scaler)
-    probe = scaler.encode(train.x[:5000], dequantize=False).double()
+    train, heldout = open_splits(data)
+    if training.workers is None:
+        training = replace(training, workers=choose_workers(train, local_world()))
+    seen = train.probe(PROBE)
+    fitted = train if isinstance(train, Dataset) else Dataset(seen, levels=train.levels)
+    scaler = Scaler.fit(fitted, data.scaler)
+    probe = scaler.encode(seen, dequantize=False).double()
     mean, variance = probe.mean(0), probe.var(0, unbiased=False)
     section = resolve_auto(config["sde"], probe, mean, variance)
     process = build({"name": config["sde"].get("name", "vp"), **section}, sde, "sde")
@@ -94,9 +118,11 @@ def prepare(config: Mapping[str, Any], folder: Path, device: torch.device) -> Jo
         torch.manual_seed(training.seed)
         net = build_net(config["net"], train.shape)
     classes = getattr(net, "num_classes", None)
-    if classes is not None and classes != train.num_classes:
+    if classes is not None and classes != (train.num_classes or train.vectors):
         have = f"{train.num_classes} classes" if train.num_classes else "no labels"
+        have = f"vectors of {train.vectors} entries" if train.vectors else have
         raise ConfigError(f"net.num_classes is {classes}, but the data have {have}")
+    check_augmentation(augment, net, train.shape)
     model = ScoreModel(net, process, predicts, shape=train.shape, scaler=scaler)
 
     resolved = {
@@ -112,8 +138,13 @@ def prepare(config: Mapping[str, Any], folder: Path, device: torch.device) -> Jo
     try_network(model, classes, device)
     return Job(
         folder, resolved, model, objective, training, sampling, likelihood,
-        train, heldout, left, device,
+        train, heldout, left, device, augment, data.dequantize,
     )  # fmt: skip
+
+
+def local_world() -> int:
+    """How many processes train on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def try_network(model: ScoreModel, classes: int | None, device: torch.device) -> None:

@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 import math
+import resource
+import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from .. import checkpoint, files, saved_steps
-from ..config import read_yaml
-from ..data import Dataset
+from .. import saved_steps
+from ..data import DataError
+from ..files import CheckpointError
 from ..model import ScoreModel
-from ..noise import step_seed
-from .batches import Batches
-from .ema import EMA
-from .interrupt import Interruptible
+from ..world import World
+from . import state
+from .finite import Skips, TrainingError, first_bad, read
+from .heldout import BINS, Heldout
+from .interrupt import Interruptible, Terminated
 from .job import Job
+from .learner import Figures, Learner
 from .log import Log
+from .posthoc import save_snapshot
 from .settings import TrainingConfig
+from .track import Tracker, line, tracker
 
-BINS = 8  # of log-SNR, for the held-out error
 LOG_EVERY = 20
-
-
-class TrainingError(RuntimeError):
-    """A run that cannot go on, with the step and the reason."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +40,12 @@ class Budget:
     seconds: float = math.inf
 
     @classmethod
-    def of(cls, training: TrainingConfig, items: int) -> Budget:
-        """The bounds of a configuration for a data set of so many items."""
+    def of(cls, training: TrainingConfig, items: int | None) -> Budget:
+        """The bounds of a configuration for a data set of so many items, None if unknown."""
         steps = training.steps or math.inf
         if training.epochs is not None:
+            if items is None:
+                raise TrainingError("a stream has no epochs: bound the run by steps or minutes")
             steps = min(steps, math.ceil(training.epochs * items / training.batch_size))
         return cls(steps, (training.minutes or math.inf) * 60)
 
@@ -53,97 +54,73 @@ class Budget:
         return min(1.0, max(step / self.steps, seconds / self.seconds))
 
 
+class Marks:
+    """Instants spread evenly over a run.
+
+    Args:
+        count: how many there are; the last is the end.
+        progress: share of the run that is done already.
+    """
+
+    def __init__(self, count: int, progress: float) -> None:
+        self.count = count
+        self.done = math.floor(progress * count)
+
+    def passed(self, progress: float) -> bool:
+        """Whether one lies between the last look and ``progress``."""
+        before, self.done = self.done, math.floor(progress * self.count)
+        return self.done > before
+
+
 class Trainer:
-    """A run in progress: the model, its average, the optimizer and where they stand.
+    """A run in progress: what learns, the data, the logs, and where they stand.
 
     Args:
         job: what to train, on what, for how long.
         say: where messages go, one line each.
+        world: the processes that train together.
     """
 
-    def __init__(self, job: Job, say: Callable[[str], None] = print) -> None:
+    def __init__(
+        self, job: Job, say: Callable[[str], object] = print, world: World | None = None
+    ) -> None:
         self.job = job
-        self.say = say
+        self.world = world or World()
+        self.say = say if self.world.main else _silence
+        self.learner = Learner(job, self.world)
         self.log = Log(job.folder)
-        training = job.training
-        self.model = job.model
-        self.ema = EMA(self.model.net, training.ema)
-        self.averaged = ScoreModel(
-            self.ema.net,
-            self.model.sde,
-            self.model.parameterization,
-            shape=self.model.shape,
-            scaler=self.model.scaler,
-            weights="ema",
-        )
-        self.optimizer = torch.optim.Adam(
-            self.model.net.parameters(), lr=training.lr, fused=job.device.type != "mps"
-        )
-        self.batches = Batches(len(job.train), training.batch_size, training.seed)
-        self.budget = Budget.of(training, len(job.train))
+        self.tracker: Tracker | None = None
+        self.budget = Budget.of(job.training, job.train.size)
+        self.skips = Skips(job.training.patience)
+        self.heldout = Heldout(job, self.learner)
         self.step = 0
         self.seconds = 0.0
-        self.last_loss = math.nan
-        self.pending: list[tuple[Tensor, Tensor]] = []
-        if training.compile:
-            self.model.net.compile()
+        self.pending: list[Figures] = []
+        self.notes: list[str] = []
+        self.waiting = 0.0
+        self.row: dict[str, Any] = {}
+        self.saved: int | None = None
+        self.position: Any = None
+        self._loader: Any = None
 
-    # -- one step ----------------------------------------------------------------------------
-
-    def batch(
-        self, data: Dataset, index: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Items in model range, and the condition that goes with them."""
-        assert self.model.scaler is not None
-        items = data.x[index].to(self.job.device, non_blocking=True)
-        cond: dict[str, Tensor] = {}
-        if self.job.conditional:
-            assert data.y is not None
-            cond["y"] = data.y[index].to(self.job.device, non_blocking=True)
-        return self.model.scaler.encode(items, generator=generator).float(), cond
-
-    def generator(self, step: int, stream: int) -> torch.Generator:
-        """The source of all noise of one step, the same however the run got there."""
-        seed = step_seed(self.job.training.seed, step, stream)
-        return torch.Generator(self.job.device).manual_seed(seed)
-
-    def learn(self) -> tuple[Tensor, Tensor]:
-        """One step of the optimizer: the loss a dimension, and the norm of the gradient."""
-        training, progress = self.job.training, self.progress
-        rate = min(1.0, (self.step + 1) / max(1, training.warmup))
-        if training.decay == "cosine":
-            rate *= (1 + math.cos(math.pi * progress)) / 2
-        for group in self.optimizer.param_groups:
-            group["lr"] = training.lr * rate
-
-        generator = self.generator(self.step, stream=2)
-        x0, cond = self.batch(self.job.train, self.batches.indices(self.step), generator)
-        half = torch.autocast(
-            self.job.device.type, torch.bfloat16, enabled=training.precision == "bfloat16"
-        )
-        with half, self.dropout_noise():
-            loss = self.job.objective(self.model, x0, generator=generator, **cond)
-        loss = loss.mean() / x0[0].numel()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.net.parameters(), training.clip or math.inf)
-        self.optimizer.step()
-        self.step += 1
-        self.ema.update(self.step)
-        return loss.detach(), norm.detach()
-
-    @contextmanager
-    def dropout_noise(self) -> Iterator[None]:
-        """Dropout draws from torch's global generator: keyed by the step, and left as it was."""
-        devices = [self.job.device] if self.job.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(step_seed(self.job.training.seed, self.step, stream=5))
-            yield
+    @property
+    def averaged(self) -> ScoreModel:
+        """The model with its averaged weights."""
+        return self.learner.averaged
 
     @property
     def progress(self) -> float:
         """Share of the run that is done, in [0, 1]."""
         return self.budget.progress(self.step, self.seconds)
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the next step."""
+        training = self.job.training
+        rate = training.lr * min(1.0, (self.step + 1) / max(1, training.warmup))
+        if training.decay == "cosine":
+            rate *= (1 + math.cos(math.pi * self.progress)) / 2
+        return rate
 
     # -- the run -----------------------------------------------------------------------------
 
@@ -151,181 +128,301 @@ class Trainer:
         """Trains to the end of the budget, with checkpoints and evaluations on the way.
 
         Raises:
-            TrainingError: at a non-finite loss; the last checkpoint before it stays.
+            TrainingError: after too many steps in a row that were not finite.
+            DataError: for data that cannot be read; everything is saved before.
+            CheckpointError: if a checkpoint cannot be written; those before it stay.
             KeyboardInterrupt: at Ctrl-C, after the step has ended and has been saved.
+            Terminated: at SIGTERM, likewise.
         """
         from tqdm import tqdm
 
-        training = self.job.training
-        self.model.train()
+        self.job.model.train()
         with (
+            self.recorded(),
+            self.tracking(),
             tqdm(total=1000, disable=not show_progress, bar_format=BAR, leave=False) as bar,
             Interruptible() as stop,
         ):
-            self._loop(bar, stop)
-        self.model.eval()
-        self.save()
-        if stop.asked:
-            raise KeyboardInterrupt
-        rate = self.step * training.batch_size / max(self.seconds, 1e-9)
+            self.event("resume" if self.step else "start", f"step {self.step}")
+            try:
+                asked = self._loop(bar, stop)
+            except DataError:
+                self.save()
+                raise
+            self.save()
+        self.job.model.eval()
+        if asked:
+            self.event("stop", f"{signal.Signals(asked).name} at step {self.step}: saved")
+            raise Terminated if asked == signal.SIGTERM else KeyboardInterrupt
+        self.event("end", f"step {self.step}")
+        items = self.step * self.job.training.batch_size
         self.say(
-            f"trained {self.step} steps, {self.step * training.batch_size} items "
-            f"in {self.seconds:.0f} s ({rate:.0f} items/s)"
+            f"trained {self.step} steps, {items} items in {self.seconds:.0f} s "
+            f"({items / max(self.seconds, 1e-9):.0f} items/s)"
         )
 
-    def _loop(self, bar: Any, stop: Interruptible) -> None:
+    def _loop(self, bar: Any, stop: Interruptible) -> int:
         training = self.job.training
-        marks = training.evaluations
-        done_marks = math.floor(self.progress * marks)
-        mark, spoken = time.perf_counter(), time.perf_counter()
-        while self.progress < 1 and not stop.asked:
-            self.pending.append(self.learn())
+        looks = Marks(training.evaluations, self.progress)
+        snapshots = Marks(training.snapshots if training.lengths else 0, self.progress)
+        spoken = time.perf_counter()
+        while True:
+            # All processes stop at the same step, and go by the slowest clock.
+            asked, self.seconds = self.world.highest((stop.asked, self.seconds))
+            if self.progress >= 1 or asked:
+                return int(asked)
+            mark = time.perf_counter()
+            self.learn()
             now = time.perf_counter()
-            self.seconds += now - mark
-            if len(self.pending) == LOG_EVERY or self.step == 1:
-                self._log(bar)
+            self.seconds += now - mark  # what is not a step does not count as training time
+            if len(self.pending) >= LOG_EVERY or self.step == 1:
+                self.look(bar)
             if self.step % training.checkpoint_every == 0:
                 self.save()
-            if math.floor(self.progress * marks) > done_marks:
-                done_marks = math.floor(self.progress * marks)
+            if looks.passed(self.progress):
                 self.evaluate()
-            elif bar.disable and now - spoken > 60:
-                self.say(self._line())
+            if snapshots.passed(self.progress) and self.world.main:
+                save_snapshot(self.job.folder, self.step, self.learner.averages)
+            if bar.disable and now - spoken > 60 and self.row:
+                self.say(line(self.row, self.progress))
                 spoken = now
-            mark = time.perf_counter()  # what is not a step does not count as training time
 
-    def _pending(self) -> tuple[float, float]:
-        """Mean loss and gradient norm of the steps since the last look, which are finite.
-
-        The only place that waits for a device.
-        """
-        loss, norm = torch.stack([torch.stack(pair) for pair in self.pending]).mean(0).tolist()
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            raise TrainingError(
-                f"the loss or its gradient is not finite at step {self.step} "
-                f"(loss {loss}, gradient norm {norm}); the last checkpoint is kept. "
-                f"Try a smaller training.lr (now {self.job.training.lr})"
-            )
-        return loss, norm
-
-    def _log(self, bar: Any) -> None:
-        """Writes the mean of the last steps to the log."""
-        loss, norm = self._pending()
-        self.pending = []
-        self.last_loss = loss
-        rate = self.step * self.job.training.batch_size / max(self.seconds, 1e-9)
-        self.log.append("train", **self.here, loss=loss, gradient_norm=norm, items_per_second=rate)
-        bar.n = round(self.progress * 1000)
-        bar.set_postfix_str(f"step {self.step}, loss {loss:.4f}, {rate:.0f} items/s")
-
-    def _line(self) -> str:
-        left = self.seconds / max(self.progress, 1e-9) * (1 - self.progress)
-        return (
-            f"step {self.step}, {self.progress:.0%}, loss {self.last_loss:.4f}, "
-            f"{self.seconds:.0f} s gone, about {left:.0f} s left"
-        )
-
-    @property
-    def here(self) -> dict[str, Any]:
-        """Where the run stands, for a row of a log."""
-        return {"step": self.step, "seconds": round(self.seconds, 3)}
+    def learn(self) -> Figures:
+        """One step on the next batch: what it left on the device."""
+        if self._loader is None:
+            self._loader = self.job.train.loader(self.learner.share, self.step, self.position)
+        mark = time.perf_counter()
+        batch = next(self._loader)
+        self.waiting += time.perf_counter() - mark
+        self.notes += batch.notes
+        figures = self.learner.learn(batch, self.step, self.rate)
+        self.pending.append(figures)
+        self.step += 1
+        return figures
 
     # -- looking at it -----------------------------------------------------------------------
 
-    @torch.no_grad()
-    def evaluate(self) -> None:
-        """Held-out loss, error by noise level and a grid of samples, of the averaged weights.
+    def look(self, bar: Any = None) -> None:
+        """Reads the last steps back and logs them: the one place that waits for the device.
 
-        The noise is the same at every call, so that the figures compare.
+        Raises:
+            TrainingError: if too many steps in a row were not finite.
         """
+        steps, self.pending = read(self.pending), []
+        notes, self.notes = self.notes, []
+        finite = [bool(f.norm.isfinite()) for f in steps]
+        stopping = self.skips.look(finite)
+        bad = next((i for i, fine in enumerate(finite) if not fine), None)
+        text = None
+        if bad is not None:
+            text = first_bad(steps[bad], self.learner.graded)
+            text = f"step {self.step - len(steps) + bad} is not finite and skipped: {text}"
+        everyone = self.world.gather((self._sums(steps), notes, text))
+        if everyone is not None:
+            texts = [t for _, said, found in everyone for t in [*said, found] if t]
+            for each in dict.fromkeys(texts):
+                self.event("skip" if "is not finite and skipped" in each else "data", each)
+                self.say(each)
+            self._log([sums for sums, _, _ in everyone], steps, bar)
+        if stopping:
+            raise TrainingError(
+                f"stopped: {self.skips.patience} steps in a row were not finite, up to step "
+                f"{self.step - 1}: {text or 'see logs/events.jsonl'}. The last checkpoint is "
+                f"kept. Try a smaller training.lr (now {self.job.training.lr})"
+            )
+
+    def _sums(self, steps: list[Figures]) -> torch.Tensor:
+        """Sums and numbers of the finite losses by noise level, ``(2, BINS)``, of this process."""
+        sde = self.job.model.sde
+        loss = torch.cat([f.loss for f in steps]).double()
+        start, end = (float(sde.log_snr(t)) for t in (sde.t_min, sde.t_max))
+        place = (torch.cat([f.log_snr for f in steps]) - start) / (end - start)
+        place = (place * BINS).long().clamp(0, BINS - 1)
+        fine = loss.isfinite()
+        sums = torch.zeros(2, BINS, dtype=torch.float64)
+        sums[0].index_add_(0, place[fine], loss[fine])
+        sums[1].index_add_(0, place[fine], torch.ones_like(loss[fine]))
+        return sums
+
+    def _log(self, everyone: list[torch.Tensor], steps: list[Figures], bar: Any) -> None:
+        total, count = torch.stack(everyone).sum(0)
+        training, before = self.job.training, self.row
+        norms = [float(f.norm) for f in steps if bool(f.norm.isfinite())]
+        spent = self.seconds - before.get("seconds", 0.0)
+        items = self.step * training.batch_size
+        self.row = {
+            "step": self.step,
+            "seconds": round(self.seconds, 3),
+            "loss": float(total.sum() / count.sum()),
+            "gradient_norm": sum(norms) / len(norms) if norms else math.nan,
+            "items_per_second": (items - before.get("items", 0)) / max(spent, 1e-9),
+            "lr": self.learner.optimizer.param_groups[0]["lr"],
+            "items": items,
+            "batch": training.batch_size,
+            "world": self.world.size,
+            "waiting": round(self.waiting / max(spent, 1e-9), 4),
+            "memory": _memory(self.job.device),
+            "loss_by_time": [
+                float(s / n) if n else None for s, n in zip(total, count, strict=True)
+            ],
+            "skipped": self.skips.total,
+        }
+        self.waiting = 0.0
+        self.log.append("train", **self.row)
+        if self.tracker is not None:
+            self.tracker.scalars(self.step, _named("train", self.row))
+        if bar is not None:
+            bar.n = round(self.progress * 1000)
+            bar.set_postfix_str(
+                f"step {self.step}, loss {self.row['loss']:.4f}, "
+                f"{self.row['items_per_second']:.0f} items/s"
+            )
+
+    def evaluate(self) -> None:
+        """Held-out loss, error by noise level and a grid of samples, of the averaged weights."""
         from .report import save_samples
 
-        loss, errors = self.heldout_loss(), self.heldout_errors()
-        self.log.append("heldout", **self.here, loss=loss, eps_error_by_log_snr=errors)
-        save_samples(self.averaged, self.job, f"step-{self.step:09d}")
+        if self.pending:
+            self.look()
+        if not self.world.main and not self.job.training.shard:
+            return
+        loss, errors = self.heldout.loss(), self.heldout.errors()
+        picture = save_samples(
+            self.learner.averaged, self.job, f"step-{self.step:09d}", self.world.main
+        )
+        if not self.world.main:
+            return
+        row = {"step": self.step, "seconds": round(self.seconds, 3)}
+        self.log.append("heldout", **row, loss=loss, eps_error_by_log_snr=errors)
+        if self.tracker is not None:
+            found = {"loss": loss, "eps_error_by_log_snr": errors}
+            self.tracker.scalars(self.step, _named("heldout", found))
+            assert picture is not None
+            self.tracker.picture(self.step, "samples", picture)
         self.say(
             f"step {self.step}, {self.progress:.0%}: "
-            f"loss {self.last_loss:.4f}, held out {loss:.4f}"
+            f"loss {self.row.get('loss', math.nan):.4f}, held out {loss:.4f}"
         )
 
-    @torch.no_grad()
-    def heldout_loss(self, limit: int = 512) -> float:
-        """The objective on held-out items, a dimension, at the same times and noise each call."""
-        heldout, generator, losses = self.job.heldout, self.generator(0, stream=4), []
-        for part in torch.arange(min(limit, len(heldout))).split(self.job.training.batch_size):
-            x0, cond = self.batch(heldout, part, generator)
-            losses.append(self.job.objective(self.averaged, x0, generator=generator, **cond))
-        return float(torch.cat(losses).mean()) / self.job.train.x[0].numel()
+    def event(self, kind: str, text: str) -> None:
+        """Writes an event of the run to ``logs/events.jsonl``."""
+        if self.world.main:
+            self.log.append("events", step=self.step, kind=kind, text=text, time=time.time())
 
-    @torch.no_grad()
-    def heldout_errors(self, limit: int = 512) -> list[float]:
-        """Mean of ``|eps_hat - eps|^2 / D`` in equal bins of log-SNR, from high to low."""
-        sde, heldout = self.model.sde, self.job.heldout
-        n = min(limit, len(heldout))
-        generator = self.generator(0, stream=3)
-        start, end = sde.log_snr(sde.t_min), sde.log_snr(sde.t_max)
-        u = (torch.arange(n, dtype=torch.float64) + 0.5) / n
-        times = sde.time(start + u * (end - start))
-        order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
-        errors = torch.empty(n, dtype=torch.float64)
-        simple = type(self.job.objective)(weight="simple")
-        for part in torch.arange(n).split(self.job.training.batch_size):
-            x0, cond = self.batch(heldout, order[part], generator)
-            loss = simple(self.averaged, x0, t=times[part], generator=generator, **cond)
-            errors[part] = loss.cpu().double() / x0[0].numel()
-        return [float(b.mean()) for b in errors.chunk(BINS)]
+    @contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Writes an error that ends the run to its events, and closes the data."""
+        try:
+            yield
+        except Exception as error:
+            with suppress(CheckpointError):
+                self.event("error", " ".join(str(error).split()) or type(error).__name__)
+            raise
+        finally:
+            if self._loader is not None:
+                self._loader.close()
+                self._loader = None
+
+    @contextmanager
+    def tracking(self) -> Iterator[None]:
+        """Figures and pictures go to the tracker besides the logs."""
+        job = self.job
+        if self.world.main:
+            self.tracker = tracker(job.training.track, job.folder, job.config, self.step, self.say)
+        try:
+            yield
+        finally:
+            if self.tracker is not None:
+                self.tracker.close()
+                self.tracker = None
 
     # -- saving and resuming -----------------------------------------------------------------
 
-    def save(self) -> Path:
+    def save(self) -> None:
         """Writes a checkpoint of everything that the next step depends on.
 
         Raises:
-            TrainingError: if the last steps were not finite; nothing is written then.
+            TrainingError: if the weights are not finite; nothing is written then.
+            CheckpointError: if it cannot be written.
         """
         if self.pending:
-            self._pending()
-        keys = [k for k, _ in self.model.net.named_parameters()]
-        moments = {
-            f"{keys[i]}|{name}": value
-            for i, values in self.optimizer.state_dict()["state"].items()
-            for name, value in values.items()
+            self.look()
+        if self.saved == self.step:
+            return
+        if not state.finite(self.learner):
+            raise TrainingError(
+                f"the weights are not finite at step {self.step}: nothing is written, the last "
+                "checkpoint stays"
+            )
+        if self._loader is not None:
+            self.position = self._loader.state()
+        about = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "items": self.step * self.job.training.batch_size,
+            "world": self.world.size,
+            "skipped": self.skips.total,
+            "scaler": self.learner.scaler.state_dict(),
+            "data": self.world.gather(self.position),
         }
-        return saved_steps.save_checkpoint(
-            self.job.folder,
-            self.step,
-            {"raw": self.model.net.state_dict(), "ema": self.ema.net.state_dict(),
-             "optimizer": moments},
-            {"step": self.step, "seconds": self.seconds,
-             "items": self.step * self.job.training.batch_size},
-            self.job.training.keep,
-        )  # fmt: skip
+        try:
+            state.save(self.learner, self.job.folder, self.step, about)
+        except CheckpointError as error:
+            kept = saved_steps.step_folders(self.job.folder)
+            intact = f"{kept[-1].name} is intact" if kept else "there is none before it"
+            raise CheckpointError(f"{error}; {intact}") from error
+        self.saved = self.step
 
     def resume(self) -> None:
-        """Continues from the newest checkpoint of the run's folder.
+        """Continues from the newest sound checkpoint of the run's folder.
 
         Raises:
             CheckpointError: if there is none, or it does not fit the model.
         """
-        folder = saved_steps.latest_checkpoint(self.job.folder)
-        for net, name in ((self.model.net, "raw"), (self.ema.net, "ema")):
-            file = folder / f"{name}.safetensors"
-            checkpoint.fit(net, files.read_tensors(file), file)
-        moments = files.read_tensors(folder / "optimizer.safetensors")
-        parameters = dict(self.model.net.named_parameters())
-        keys = list(parameters)
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, value in moments.items():
-            parameter, _, name = key.partition("|")
-            if value.ndim:
-                # As the parameter lies in memory: a fused optimizer walks both in that order.
-                value = torch.empty_like(parameters[parameter], device="cpu").copy_(value)
-            state.setdefault(keys.index(parameter), {})[name] = value
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-        where = read_yaml(folder / "state.yaml")
-        self.step, self.seconds = int(where["step"]), float(where["seconds"])
-        self.log.rewind(self.step)
+        run = self.job.folder
+        folder = saved_steps.latest_checkpoint(run, self._damaged) if self.world.main else None
+        folder = self.world.broadcast(folder)
+        assert folder is not None
+        found = state.restore(self.learner, folder)
+        self.step, self.seconds = int(found["step"]), float(found["seconds"])
+        self.saved = self.step
+        self.skips.total = int(found.get("skipped", 0))
+        positions = found.get("data") or []
+        if len(positions) == self.world.size:
+            self.position = positions[self.world.rank]
+        elif any(positions):
+            self.position = positions[0]  # the data say what they make of it
+        if self.world.main:
+            saved_steps.set_aside(run, self.step)
+            self.log.rewind(self.step)
+            self.row = next(iter(self.log.rows("train")[-1:]), {})
+
+    def _damaged(self, text: str) -> None:
+        self.say(f"Warning: {text}")
+
+
+def _silence(text: str) -> None:
+    """What the processes besides the first have to say."""
+
+
+def _memory(device: torch.device) -> int:
+    """Most bytes that the run has held: on its device, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _named(group: str, row: dict[str, Any]) -> dict[str, Any]:
+    """A row of a log under names that trackers group; of a list, one for each entry."""
+    flat: dict[str, Any] = {}
+    for key, value in row.items():
+        many = isinstance(value, list)
+        flat |= (
+            {f"{group}/{key}/{i}": v for i, v in enumerate(value)}
+            if many
+            else {f"{group}/{key}": value}
+        )
+    return flat
 
 
 BAR = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}"

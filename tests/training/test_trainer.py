@@ -7,8 +7,17 @@ import torch
 import scoresde as sd
 from scoresde import files, saved_steps
 from scoresde.noise import step_seed
-from scoresde.training import EMA, Budget, Trainer, TrainingConfig, TrainingError, prepare
-from scoresde.training.batches import Batches
+from scoresde.training import (
+    EMA,
+    Budget,
+    Terminated,
+    Trainer,
+    TrainingConfig,
+    TrainingError,
+    prepare,
+    state,
+)
+from scoresde.data.batches import Batches
 from scoresde.training.interrupt import Interruptible
 
 QUICK = {
@@ -40,18 +49,23 @@ def stored(folder):
     }
 
 
+def stop_at(trainer, step, number):
+    """Sends the process a signal in the middle of a step."""
+    learn = trainer.learner.learn
+
+    def stopped(batch, n, rate):
+        if n == step:
+            signal.raise_signal(number)
+        return learn(batch, n, rate)
+
+    trainer.learner.learn = stopped
+
+
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, interruptible):
     make(tmp_path / "whole").run(show_progress=False)
     half = make(tmp_path / "halves")
 
-    learn = half.learn
-
-    def stop_after_three():
-        if half.step == 2:
-            signal.raise_signal(signal.SIGINT)  # in the middle of the third step
-        return learn()
-
-    half.learn = stop_after_three
+    stop_at(half, 2, signal.SIGINT)  # in the middle of the third step
     with pytest.raises(KeyboardInterrupt):
         half.run(show_progress=False)
     again = make(tmp_path / "halves")
@@ -81,7 +95,7 @@ def test_resuming_drops_what_was_logged_after_the_checkpoint(tmp_path):
     trainer.log.append("train", step=9, loss=1.0)
     again = make(tmp_path, steps=4)
     again.resume()
-    assert [row["step"] for row in again.log.rows("train")] == [1]
+    assert [row["step"] for row in again.log.rows("train")] == [1, 4]
 
 
 def test_the_seed_decides_the_run(tmp_path):
@@ -96,28 +110,165 @@ def test_training_lowers_the_held_out_error(tmp_path):
     config = {**QUICK, "data": {"source": "digits"}}
     config["training"] = {**QUICK["training"], "steps": 250, "batch_size": 64}
     trainer = Trainer(prepare(config, tmp_path, torch.device("cpu")), say=lambda line: None)
-    before = trainer.heldout_errors()
+    before = trainer.heldout.errors()
     trainer.run(show_progress=False)
-    after = trainer.heldout_errors()
+    after = trainer.heldout.errors()
     # Where the noise is about as large as the data, the untrained network predicts sigma x only.
     assert after[3] < 0.8 * before[3]
     assert after[4] < 0.8 * before[4]
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path):
-    trainer = make(tmp_path, steps=60, checkpoint_every=2)
-    learn = trainer.learn
+def test_sigterm_saves_and_asks_for_a_restart(tmp_path):
+    make(tmp_path / "whole").run(show_progress=False)
+    half = make(tmp_path / "halves")
+    stop_at(half, 3, signal.SIGTERM)
+    with pytest.raises(Terminated):
+        half.run(show_progress=False)
+    again = make(tmp_path / "halves")
+    again.resume()
+    assert again.step == 4
+    again.run(show_progress=False)
+    whole, halves = stored(tmp_path / "whole"), stored(tmp_path / "halves")
+    assert all(torch.equal(whole[key], halves[key]) for key in whole)
+    kinds = [row["kind"] for row in again.log.rows("events")]
+    assert kinds == ["start", "stop", "resume", "end"]
 
-    def break_at_five():
-        if trainer.step == 5:
-            next(iter(trainer.model.net.parameters())).data.fill_(float("nan"))
-        return learn()
 
-    trainer.learn = break_at_five
-    with pytest.raises(TrainingError, match="not finite at step"):
+def spoil(trainer, step, count=1):
+    """Puts infinity into the batches of some steps on their way to the learner."""
+    learn = trainer.learner.learn
+
+    def spoilt(batch, n, rate):
+        if step <= n < step + count:
+            batch = batch._replace(x=batch.x.clone())
+            batch.x[5, 1] = float("inf")
+        return learn(batch, n, rate)
+
+    trainer.learner.learn = spoilt
+
+
+MOONS = {"data": {"source": "moons", "samples": 500}, "net": {"name": "mlp", "width": 16}}
+
+
+def on_moons(folder, said, **training):
+    config = {**MOONS, "training": {**QUICK["training"], "batch_size": 16, **training}}
+    return Trainer(prepare(config, folder, torch.device("cpu")), said.append)
+
+
+def test_a_step_that_is_not_finite_is_named_and_changes_nothing(tmp_path):
+    said = []
+    trainer = on_moons(tmp_path, said)
+    trainer.learn()
+    before = {k: v.clone() for k, v in state.parts(trainer.learner)["raw"].items()}
+    moments = {k: v.clone() for k, v in state.moments(trainer.learner).items()}
+    spoil(trainer, 1)
+    where = trainer.job.train.loader(trainer.learner.share, 1)
+    named = next(where).where[5]
+    figures = trainer.learn()
+    assert not figures.norm.isfinite()
+    for key, value in state.parts(trainer.learner)["raw"].items():
+        assert torch.equal(value, before[key]), key
+    for key, value in state.moments(trainer.learner).items():
+        assert torch.equal(value, moments[key]), key
+    trainer.learn()
+    assert any(
+        not torch.equal(v, before[k]) for k, v in state.parts(trainer.learner)["raw"].items()
+    )
+    trainer.save()
+    assert said == [
+        f"step 1 is not finite and skipped: {named} of the data holds values that are not finite"
+    ]
+    assert trainer.log.rows("events")[0]["kind"] == "skip"
+    row = trainer.log.rows("train")[-1]
+    assert row["skipped"] == 1
+    assert row["loss"] > 0  # of the steps that were finite
+
+
+def test_a_gradient_that_is_not_finite_names_its_parameter(tmp_path):
+    said = []
+    trainer = on_moons(tmp_path, said)
+    name, parameter = list(trainer.learner.parameters.items())[2]
+    hook = parameter.register_hook(lambda grad: grad * float("nan"))
+    trainer.learn()
+    hook.remove()
+    trainer.look()
+    assert said[0].startswith(f"step 0 is not finite and skipped: the gradient of {name} is not")
+
+
+def test_a_loss_that_is_not_finite_names_item_and_noise_level(tmp_path):
+    said = []
+    trainer = on_moons(tmp_path, said)
+    objective = trainer.job.objective
+
+    class Broken:
+        times = staticmethod(objective.times)
+
+        def __call__(self, *args, **kwargs):
+            loss = objective(*args, **kwargs)
+            return loss * torch.where(torch.arange(len(loss)) == 3, torch.inf, 1.0)
+
+    trainer.job.objective = Broken()
+    figures = trainer.learn()
+    trainer.look()
+    assert f"the loss of {figures.where[3]} is inf at log-SNR" in said[0]
+
+
+def test_a_run_stops_after_too_many_bad_steps_in_a_row_and_keeps_the_checkpoint(tmp_path):
+    said = []
+    trainer = on_moons(tmp_path, said, steps=60, checkpoint_every=2, patience=3)
+    spoil(trainer, 5, 2)  # two in a row are borne
+    spoil(trainer, 25, 40)
+    with pytest.raises(TrainingError, match="3 steps in a row were not finite"):
         trainer.run(show_progress=False)
+    assert trainer.skips.total >= 5
     for key, value in stored(tmp_path).items():
         assert value.isfinite().all(), key
+    assert trainer.log.rows("events")[-1]["kind"] == "error"
+
+
+def test_weights_that_are_not_finite_are_never_written(tmp_path):
+    trainer = make(tmp_path)
+    trainer.learn()
+    trainer.save()
+    trainer.learn()
+    next(iter(trainer.learner.averages[0].net.parameters())).data.fill_(float("nan"))
+    with pytest.raises(TrainingError, match="not finite at step 2: nothing is written"):
+        trainer.save()
+    assert [p.name for p in saved_steps.step_folders(tmp_path)] == ["step-000000001"]
+
+
+def test_accumulated_parts_train_as_one_batch(tmp_path):
+    config = {**MOONS, "objective": {"times": "low-discrepancy"}}
+    losses = {}
+    for parts in (1, 4):
+        training = {**QUICK["training"], "batch_size": 32, "accumulate": parts, "ema": 0.5}
+        job = prepare({**config, "training": training}, tmp_path, torch.device("cpu"))
+        trainer = Trainer(job, say=lambda line: None)
+        figures = [trainer.learn() for _ in range(3)]
+        losses[parts] = torch.stack([f.loss for f in figures]), trainer
+    torch.testing.assert_close(losses[1][0], losses[4][0], rtol=1e-5, atol=1e-6)
+    for a, b in zip(*(t.learner.parameters.values() for _, t in losses.values()), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("part", ["ema", "optimizer", "state"])
+def test_a_damaged_newest_checkpoint_falls_back_loudly(tmp_path, part):
+    make(tmp_path / "whole", steps=8).run(show_progress=False)
+    make(tmp_path / "run", steps=6, checkpoint_every=2, decay="constant").run(show_progress=False)
+    newest = saved_steps.step_folders(tmp_path / "run")[-1]
+    file = newest / ("state.yaml" if part == "state" else f"{part}.safetensors")
+    file.write_bytes(file.read_bytes()[:-7])
+    said = []
+    config = {**QUICK, "training": {**QUICK["training"], "checkpoint_every": 2}}
+    again = Trainer(prepare(config, tmp_path / "run", torch.device("cpu")), said.append)
+    again.resume()
+    assert again.step == 4
+    assert "step-000000006 is damaged" in said[0]
+    assert file.name in said[0]
+    again.run(show_progress=False)
+    names = [p.name for p in saved_steps.step_folders(tmp_path / "run")]
+    assert names == ["step-000000004", "step-000000006"]
+    assert saved_steps.damage(tmp_path / "run/checkpoints/step-000000006") is None
 
 
 def test_checkpoints_are_pruned_and_named_by_step(tmp_path):
@@ -130,7 +281,7 @@ def test_checkpoints_are_pruned_and_named_by_step(tmp_path):
 def test_log_rows_are_json(tmp_path):
     make(tmp_path, steps=40).run(show_progress=False)
     rows = [json.loads(r) for r in (tmp_path / "logs/train.jsonl").read_text().splitlines()]
-    assert [r["step"] for r in rows] == [1, 21]
+    assert [r["step"] for r in rows] == [1, 21, 40]
     assert all(r["loss"] > 0 for r in rows)
 
 
@@ -202,7 +353,7 @@ def test_yaml_scientific_notation_is_a_number(tmp_path):
 def test_auto_sigma_max_is_the_largest_distance(tmp_path):
     config = {"sde": {"name": "ve", "sigma_max": "auto"}, "data": {"source": "moons"}}
     job = prepare(config, tmp_path, torch.device("cpu"))
-    x = job.model.scaler.encode(job.train.x[:5000])
+    x = job.model.scaler.encode(job.train.probe(5000))
     assert job.model.sde.sigma_max == pytest.approx(float(torch.pdist(x[:2000]).max()), abs=1e-3)
 
 

@@ -1,0 +1,78 @@
+"""Steps that were not finite: what was the first bad thing, and how many came in a row."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .learner import Figures
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot go on, with the step and the reason."""
+
+
+@dataclass
+class Skips:
+    """Counts the steps that were skipped.
+
+    Args:
+        patience: skipped steps in a row at which a run stops.
+    """
+
+    patience: int
+    total: int = 0
+    row: int = 0
+
+    def look(self, finite: Sequence[bool]) -> bool:
+        """Takes the outcome of consecutive steps in; whether the run has to stop."""
+        for each in finite:
+            self.row = 0 if each else self.row + 1
+            self.total += not each
+            if self.row >= self.patience:
+                return True
+        return False
+
+
+def first_bad(figures: Figures, parameters: Sequence[str]) -> str:
+    """The first thing of a step that is not finite: an item, its loss, or a gradient.
+
+    Args:
+        figures: of a step, read back from the device.
+        parameters: names of those that have gradients.
+    """
+    if not bool(figures.sound.all()):
+        item = int((~figures.sound).int().argmax())
+        return f"{named(figures, item)} of the data holds values that are not finite"
+    bad = ~figures.loss.isfinite()
+    if bool(bad.any()):
+        item = int(bad.int().argmax())
+        return (
+            f"the loss of {named(figures, item)} is {float(figures.loss[item])} "
+            f"at log-SNR {float(figures.log_snr[item]):.3g}"
+        )
+    norm = float(figures.norm)
+    if math.isfinite(norm):
+        return "nothing"
+    return f"the gradient of {parameters[int(figures.bad)]} is not finite (its norm is {norm})"
+
+
+def named(figures: Figures, item: int) -> str:
+    """What an item of the batch is called."""
+    return figures.where[item] if figures.where else f"item {item} of the batch"
+
+
+def read(pending: Sequence[Figures]) -> list[Figures]:
+    """Figures of many steps on the CPU: the one place that waits for the device."""
+    if not pending:
+        return []
+    scalars = torch.stack([torch.stack([f.norm, f.bad.to(f.norm.dtype)]) for f in pending]).cpu()
+    losses = torch.stack([f.loss for f in pending]).cpu()
+    sound = torch.stack([f.sound for f in pending]).cpu()
+    return [
+        Figures(losses[i], f.log_snr, sound[i], scalars[i, 0], scalars[i, 1], f.where)
+        for i, f in enumerate(pending)
+    ]
