@@ -94,6 +94,10 @@ class World:
         """
         return pick_device(name, self.local_rank if self.size > 1 else None)
 
+    def share(self, count: int) -> range:
+        """The indices out of ``0 .. count - 1`` that are this process's: contiguous, by rank."""
+        return range(self.rank * count // self.size, (self.rank + 1) * count // self.size)
+
     def barrier(self) -> None:
         """Waits until all are here."""
         self.highest((0.0,))
@@ -109,8 +113,8 @@ class World:
             dist.gather_object(obj, found, dst=0, group=self._group)
         return found
 
-    def broadcast(self, obj: T) -> T:
-        """What rank 0 holds, on all."""
+    def broadcast(self, obj: Any) -> Any:
+        """What rank 0 holds, on all; what the others hold is not looked at."""
         if self.size == 1:
             return obj
         import torch.distributed as dist
@@ -118,7 +122,23 @@ class World:
         box = [obj if self.main else None]
         with _waiting():
             dist.broadcast_object_list(box, src=0, group=self._group)
-        return box[0]  # type: ignore[return-value]
+        return box[0]
+
+    def send(self, obj: Any, rank: int) -> None:
+        """Hands something to another process, which must :meth:`receive` it."""
+        import torch.distributed as dist
+
+        with _waiting():
+            dist.send_object_list([obj], dst=rank, group=self._group)
+
+    def receive(self, rank: int) -> Any:
+        """What another process sends, in the order in which it does."""
+        import torch.distributed as dist
+
+        box: list[Any] = [None]
+        with _waiting():
+            dist.recv_object_list(box, src=rank, group=self._group)
+        return box[0]
 
     def highest(self, values: Sequence[float]) -> list[float]:
         """The element-wise maximum over the processes, the same number of values from each."""

@@ -15,6 +15,7 @@ from .. import solvers as room
 from ..config import build
 from ..model import home
 from ..sampling import Samples
+from ..world import World
 from .intervals import order_statistics, paired_ratio, quantile, root_of_mean, student
 from .plan import Trial, plan
 from .row import MEASURES, Measure, Row, label
@@ -42,6 +43,7 @@ def compare(
     endpoint: Any = None,
     on_row: Callable[[Row], None] | None = None,
     progress: bool = False,
+    world: World | None = None,
     **cond: Any,
 ) -> list[Row]:
     """Runs every solver on every grid at every step count, and measures its samples.
@@ -68,8 +70,12 @@ def compare(
         endpoint: adds the distance to the converged probability-flow ODE: True for the tight
             solver of the state's dtype, or a solver such as
             ``ODEScipy(method="DOP853", rtol=1e-10, atol=1e-10)``.
-        on_row: called with each row when it is done; :func:`against_best` comes after all.
+        on_row: called with each row of this process when it is done; :func:`against_best` comes
+            after all.
         progress: whether to show a bar on stderr after two seconds.
+        world: processes that all call this with the same arguments, and share the rows and the
+            solves of the endpoint; all get all rows, which do not depend on their number. Each
+            row is timed on one of them, while the others are at work.
         cond: conditions, one value a sample.
 
     Returns:
@@ -100,23 +106,39 @@ def compare(
             raise ValueError(f"compare needs {name} >= {least}, got {value}")
     chosen = grids if grid is None else [grid]
     trials = plan(solvers, chosen, STEPS if steps is None else steps, nfe, score.sde, shape)
+    world = world or World()
     place = home(score)
     run = Runner.prepare(score, shape, samples, seed, repeats, batch, place, cond)
     run.warm_up()
     truth = None
     if endpoint is not None and endpoint is not False:
         tight = reference_solver(place[1]) if endpoint is True else endpoint
-        truth = Truth.find(run, build(tight, room, "solver"))
+        truth = Truth.find(run, build(tight, room, "solver"), world)
 
-    rows = []
-    with _bar(trials, repeats, progress) as bar:
-        for trial in trials:
+    mine = shared_out([trial.cost for trial in trials], world.size)[world.rank]
+    rows: dict[int, Row] = {}
+    with _bar([trials[i] for i in mine], repeats, progress) as bar:
+        for i in mine:
+            trial = trials[i]
             bar.set_postfix_str(f"{label(trial.solver)} {trial.steps or ''}", refresh=False)
-            rows.append(_row(run, target, truth, trial))
+            rows[i] = _row(run, target, truth, trial)
             if on_row is not None:
-                on_row(rows[-1])
+                on_row(rows[i])
             bar.update(trial.cost * repeats)
-    return against_best(rows)
+    for own in world.broadcast(world.gather(rows)):
+        rows |= own
+    return against_best([rows[i] for i in range(len(trials))])
+
+
+def shared_out(costs: Sequence[float], size: int) -> list[list[int]]:
+    """Indices of the costs for each of ``size`` processes: the dearest first, to who has least."""
+    shares: list[list[int]] = [[] for _ in range(size)]
+    loads = [0.0] * size
+    for i in sorted(range(len(costs)), key=lambda i: -costs[i]):
+        least = loads.index(min(loads))
+        shares[least].append(i)
+        loads[least] += costs[i]
+    return [sorted(share) for share in shares]
 
 
 def against_best(rows: Sequence[Row]) -> list[Row]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from ..noise import KeyedNoise
 from ..sampling import Samples, join, sample
 from ..sde.base import select
 from ..solvers.base import Solver
+from ..world import World
 from .row import label
 
 TIGHT = {torch.float32: 1e-6, torch.float64: 1e-9}
@@ -66,17 +69,22 @@ class Runner:
 
     def __call__(self, solver: Solver, steps: int | None, grid: Any, repeat: int = 0) -> Samples:
         """All samples of a repeat, batch by batch; noise is keyed, so the batches do not show."""
-        start = self.starts[repeat]
-        parts = []
-        for first in range(0, len(start), self.batch):
-            rows = slice(first, first + self.batch)
-            parts.append(
-                sample(
-                    self.score, x_T=start[rows], solver=solver, steps=steps, grid=grid,
-                    seed=self.seed + repeat, start_index=first, **select(self.cond, rows),
-                )
-            )  # fmt: skip
-        return join(parts)
+        return join([self.part(solver, steps, grid, repeat, first) for first in self.firsts])
+
+    @property
+    def firsts(self) -> range:
+        """The first sample of each batch."""
+        return range(0, len(self.starts[0]), self.batch)
+
+    def part(
+        self, solver: Solver, steps: int | None, grid: Any, repeat: int, first: int
+    ) -> Samples:
+        """One batch of a repeat."""
+        rows = slice(first, first + self.batch)
+        return sample(
+            self.score, x_T=self.starts[repeat][rows], solver=solver, steps=steps, grid=grid,
+            seed=self.seed + repeat, start_index=first, **select(self.cond, rows),
+        )  # fmt: skip
 
     def warm_up(self) -> None:
         """One step of the first batch, so that nothing timed loads libraries or kernels."""
@@ -104,8 +112,8 @@ class Truth:
     solver: Solver
 
     @classmethod
-    def find(cls, run: Runner, solver: Solver) -> Truth:
-        """The solution by a solver that chooses its steps.
+    def find(cls, run: Runner, solver: Solver, world: World | None = None) -> Truth:
+        """The solution by a solver that chooses its steps; the processes share the batches.
 
         Raises:
             ValueError: for a stochastic solver.
@@ -113,15 +121,16 @@ class Truth:
         """
         if solver.stochastic:
             raise ValueError(f"the endpoint needs a solver of the ODE, and {label(solver)} is not")
-        ends, squares = [], []
-        for repeat in range(len(run.starts)):
-            end = _solved(run, solver, repeat)
-            ends.append(end)
-            if hasattr(solver, "rtol") and hasattr(solver, "atol"):
-                loose = replace(solver, rtol=10 * solver.rtol, atol=10 * solver.atol)  # type: ignore[call-arg]
-                gap = (_solved(run, loose, repeat) - end).double()
-                rounding = torch.finfo(end.dtype).eps * end.double()
-                squares.append(float(torch.maximum(gap.square(), rounding.square()).mean()))
+        wanted = [solver]
+        if hasattr(solver, "rtol") and hasattr(solver, "atol"):
+            loose = replace(solver, rtol=10 * solver.rtol, atol=10 * solver.atol)  # type: ignore[call-arg]
+            wanted.append(loose)
+        ends, *again = _solved(run, wanted, world or World())
+        squares = []
+        for end, other in zip(ends, again[0] if again else (), strict=False):
+            gap = (other - end).double()
+            rounding = torch.finfo(end.dtype).eps * end.double()
+            squares.append(float(torch.maximum(gap.square(), rounding.square()).mean()))
         error = math.sqrt(sum(squares) / len(squares)) if squares else None
         return cls(tuple(ends), error, solver)
 
@@ -137,8 +146,24 @@ def reference_solver(dtype: torch.dtype) -> Solver:
     return room.RungeKutta(method="dop853", rtol=tolerance, atol=tolerance, max_nfe=REFERENCE_NFE)
 
 
-def _solved(run: Runner, solver: Solver, repeat: int) -> Tensor:
-    found = run(solver, None, None, repeat)
-    if not found.converged:
-        raise UnsolvedError(f"the endpoint by {label(solver)} did not converge: {found.message}")
-    return found.x.cpu()
+def _solved(run: Runner, solvers: Sequence[Solver], world: World) -> list[list[Tensor]]:
+    """For each solver the ends of every repeat, on the CPU; the processes take turns."""
+    work = list(product(range(len(solvers)), range(len(run.starts)), run.firsts))
+    own: dict[tuple[int, int, int], tuple[Tensor, str]] = {}
+    for key in work[world.rank :: world.size]:
+        which, repeat, first = key
+        found = run.part(solvers[which], None, None, repeat, first)
+        own[key] = found.x.cpu(), "" if found.converged else found.message or "no reason given"
+        if not found.converged and world.size == 1:
+            break
+    done = dict(own)
+    for theirs in world.broadcast(world.gather(own)):
+        done |= theirs
+    for key in sorted(done):
+        if done[key][1]:
+            name = label(solvers[key[0]])
+            raise UnsolvedError(f"the endpoint by {name} did not converge: {done[key][1]}")
+    return [
+        [torch.cat([done[i, r, first][0] for first in run.firsts]) for r in range(len(run.starts))]
+        for i in range(len(solvers))
+    ]

@@ -8,14 +8,20 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import time
 import warnings
+from typing import NoReturn
 
 import click
 
+from ..world import first_to_fail, leads
+
 COMMANDS = (
     "train", "sample", "likelihood", "dequantize", "encode", "decode", "interpolate", "bench",
-    "tune", "convert", "info", "check",
+    "tune", "ema", "convert", "info", "check",
 )  # fmt: skip
+SHARED = ("train", "sample", "likelihood", "bench")
+"""Commands whose work the processes of a launcher share; the others are rank 0's alone."""
 
 
 class LazyGroup(click.Group):
@@ -45,7 +51,15 @@ def cli() -> None:
       scoresde likelihood              bits/dim of held-out MNIST under that model
       scoresde interpolate 0 1         the way between two held-out digits, through their latents
       scoresde convert SRC DST         a checkpoint of another project becomes a model of this one
+
+    On several devices or machines, train, sample, likelihood and bench share their work:
+
+    \b
+      torchrun --nproc-per-node 2 -m scoresde sample -n 1000 --out samples.npy
     """
+    context = click.get_current_context()
+    if context.invoked_subcommand not in SHARED and not leads():
+        context.exit()
 
 
 def _warning(message: Warning | str, *_: object, **__: object) -> str:
@@ -56,26 +70,36 @@ def _warning(message: Warning | str, *_: object, **__: object) -> str:
 def main() -> None:
     """Runs the command line: a mistake gives one line and exit code 1, Ctrl-C gives 130.
 
-    With ``SCORESDE_DEBUG=1`` in the environment, errors show where they come from.
+    With ``SCORESDE_DEBUG=1`` in the environment, errors show where they come from. Of the
+    processes of a launcher the first that fails speaks for all, and else rank 0.
     """
     debug = os.environ.get("SCORESDE_DEBUG", "") not in ("", "0")
     # Read when torch loads: threads that spin while they wait crawl beside any busy process.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     warnings.formatwarning = _warning
     try:
+        if not leads():
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the rest of the process)
+            warnings.simplefilter("ignore")
         cli.main(standalone_mode=False)
     except click.ClickException as error:
         message = error.format_message()
         if isinstance(error, click.UsageError) and error.ctx is not None:
             message = f"{message.rstrip('.')} ({error.ctx.command_path} --help says more)"
-        click.echo(f"Error: {' '.join(message.split())}", err=True)
-        sys.exit(error.exit_code)
+        _end(f"Error: {' '.join(message.split())}", error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("stopped", err=True)
-        sys.exit(130)
+        _end("stopped", 130)
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         if debug:
             raise
         message = " ".join(str(error).split()) or type(error).__name__
-        click.echo(f"Error: {message}", err=True)
-        sys.exit(1)
+        _end(f"Error: {message}", 1)
+
+
+def _end(line: str, code: int) -> NoReturn:
+    """Ends the process with a line, said by the first process of a launch that fails."""
+    if first_to_fail():
+        click.echo(line, err=True)
+    else:
+        time.sleep(1)  # the launcher ends all with the first that goes: let the line be said
+    sys.exit(code)

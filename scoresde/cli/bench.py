@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..bench.cases import Case
+    from ..world import World
 
 BATCH = 256
 SAMPLES, EXACT_SAMPLES = 128, 2000
@@ -93,6 +94,7 @@ STEPS, EXACT_STEPS = "5,10,20,50", "5,10,20,50,100,200"
 @options.seed
 @options.device
 @options.report
+@options.together
 def command(
     run: str | None,
     exact: bool,
@@ -113,6 +115,7 @@ def command(
     seed: int | None,
     device_name: str,
     json_file: Path | None,
+    world: World,
 ) -> None:
     """Compare samplers, grids and step counts: error against evaluations, from common start noise.
 
@@ -128,6 +131,7 @@ def command(
       scoresde bench runs/digits-vp --solvers unipc,dpmpp-2m --grids karras,logsnr --endpoint
       scoresde bench --exact --sde vp,ve,edm --solvers heun,ddim,ddim:eta=1,ode
       scoresde bench --exact --law separated,narrow --dim 2,64 --nfe 5,8,10,20 --repeats 5
+      torchrun --nproc-per-node 4 -m scoresde bench runs/digits-vp --endpoint --repeats 5
     """
     given = {"--sde": sdes, "--law": laws, "--dim": dims}
     own = {f"--{name}": named(name) for name in ("weights", "batch")}
@@ -158,7 +162,7 @@ def command(
 
     from ..bench import cases
 
-    device = options.pick_device(device_name)
+    device = world.device(device_name)
     size = {"samples": settings["samples"], "seed": settings["seed"]}
     if exact:
         processes, problems = build_exact(*sections, dims)
@@ -167,7 +171,7 @@ def command(
     else:
         case = cases.of_model(run, weights, data, device=device, **size)
         found, what = iter([case]), case.what
-    outcome = Outcome(what, settings, exact or endpoint)
+    outcome = Outcome(what, settings, exact or endpoint, world)
     try:
         for case in found:
             outcome.add(case)
@@ -175,7 +179,8 @@ def command(
         outcome.complete = False
         if not outcome.rows:
             raise
-    outcome.write(folder, json_file, device)
+    if world.main:
+        outcome.write(folder, json_file, device)
     if not outcome.complete:
         raise KeyboardInterrupt
     if all(row.nfe is None for row in outcome.rows):

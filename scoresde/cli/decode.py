@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +98,7 @@ def command(
             model,
             latents.z[rows].to(device),
             start_index=rows.start,
-            progress=sys.stderr.isatty(),
+            progress=options.on_screen(),
             **how,
             **cond,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +63,7 @@ def command(
     train = held_out_data(run, data, "train", train=True)
     labelled = conditional(model) and train.y is not None
     cond: dict[str, Any] = {"y": train.y} if labelled else {}
-    with tqdm(total=100, disable=not sys.stderr.isatty(), leave=False, unit="%") as bar:
+    with tqdm(total=100, disable=not options.on_screen(), leave=False, unit="%") as bar:
 
         def tell(done: float, nats: float) -> None:
             bar.update(int(100 * done) - bar.n)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -188,7 +187,7 @@ def run_all(
     parts, items, back = [], [], []
     for rows, cond in batches(n, batch, device, y):
         x = encode_items(model, source.x[rows].to(device), seed, rows.start, dequantize)
-        series = {"start_index": rows.start, "progress": sys.stderr.isatty(), **cond}
+        series = {"start_index": rows.start, "progress": options.on_screen(), **cond}
         part = encode(model, x, **settings, **series)
         if check:
             found = decode(model, part, **series)

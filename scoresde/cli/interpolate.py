@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,7 +99,7 @@ def command(
     how: dict[str, Any] = {**settings_of(solver, steps, grid, settings), "t_min": t_min}
     if y is not None:
         how["y"] = y.to(device)
-    way = interpolate(model, x[:1], x[1:], count, progress=sys.stderr.isatty(), **how)
+    way = interpolate(model, x[:1], x[1:], count, progress=options.on_screen(), **how)
     draw(model, x, way.x[0], out)
     found = round_trip(model, x, torch.stack([way.x[0, 0], way.x[0, -1]]))
     parts = (way.start, way.end)

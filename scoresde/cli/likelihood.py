@@ -76,6 +76,7 @@ BOUNDS = ("vlb", "elbo", "denoising")
 @options.seed
 @options.device
 @options.report
+@options.together
 def command(run: str, **given: Any) -> None:
     """Evaluate the likelihood of held-out data by the probability-flow ODE.
 
@@ -89,6 +90,7 @@ def command(run: str, **given: Any) -> None:
       scoresde likelihood --data path/to/mnist --against path/to/fashion --pictures shown
       scoresde likelihood --bound elbo
       scoresde likelihood --method dopri5 --probes 8 --self-check
+      torchrun --nproc-per-node 4 -m scoresde likelihood --items all --out bits.csv
     """
     from .likelihood_run import Request
 
@@ -99,7 +101,7 @@ def command(run: str, **given: Any) -> None:
             raise ValueError(f"--vlb and --bound {given['bound']} are two bounds: name one")
         given["bound"] = "vlb"
     _check(given)
-    given["device"] = options.pick_device(given.pop("device_name"))
+    given["device"] = given["world"].device(given.pop("device_name"))
     Request(run=run, solve=_solve(given), **given).answer()
 
 

@@ -14,16 +14,19 @@ from .likelihood_run import bar
 if TYPE_CHECKING:
     from ..data import Dataset
     from ..model import ScoreModel
+    from ..world import World
     from .likelihood_run import Request
 
 
 def bound(request: Request, model: ScoreModel, data: Dataset) -> None:
     """A bound, or the density by denoising alone: mean over items, and its parts."""
     found = bound_figures(
-        model, data, len(data), request.batch, request.seed or 0, request.bound or "vlb",
+        model, data, request.world, request.batch, request.seed or 0, request.bound or "vlb",
         request.solve.get("steps", getattr(model.sde, "num_steps", 1000)), request.terms,
         request.variance or "small",
     )  # fmt: skip
+    if found is None:
+        return
     figures = {"model": request.run, "data": data.name, **found}
     versions = options.versions(request.device)
     options.write_json(request.json_file, {**figures, "versions": versions})
@@ -33,24 +36,26 @@ def bound(request: Request, model: ScoreModel, data: Dataset) -> None:
 def bound_figures(
     model: ScoreModel,
     data: Dataset,
-    items: int,
+    world: World,
     batch: int,
     seed: int,
     kind: str,
     steps: int,
     terms: int | None,
     variance: str,
-) -> dict[str, Any]:
-    """Mean of a bound over items and of each of its parts."""
+) -> dict[str, Any] | None:
+    """Mean of a bound over items and of each of its parts; None but on rank 0."""
     from ..likelihood import denoising_log_prob, elbo, vlb
 
     assert model.scaler is not None
     parts: list[dict[str, torch.Tensor]] = []
     device = next(model.parameters()).device
     unit = "bits/dim" if data.levels else "nats"
-    with bar(items, kind) as progress:
-        for start in range(0, items, batch):
-            x = data.x[start : min(start + batch, items)].to(device)
+    items, share = len(data), world.share(len(data))
+    nfe, more = 0, {}
+    with bar(len(share), kind) as progress:
+        for start in share[::batch]:
+            x = data.x[start : min(start + batch, share.stop)].to(device)
             cond: dict[str, Any] = {"seed": seed, "start_index": start}
             if conditional(model) and data.y is not None:
                 cond["y"] = data.y[start : start + len(x)].to(device)
@@ -78,7 +83,13 @@ def bound_figures(
                               "error": alone.stderr * scale})  # fmt: skip
                 nfe, more = alone.nfe, {"terms": terms or 64}
             progress.update(len(x))
-    table = {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
+    own = [{name: values.cpu() for name, values in part.items()} for part in parts]
+    all_parts = world.gather((own, nfe, more))
+    if all_parts is None:
+        return None
+    parts = [part for own, _, _ in all_parts for part in own]
+    _, nfe, more = next(told for told in all_parts if told[0])
+    table = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     error = table.pop("error")
     return {
         **{name: float(values.mean()) for name, values in table.items()},
@@ -131,9 +142,10 @@ def classification(request: Request, model: ScoreModel, data: Dataset) -> None:
         settings.pop(name, None)
     classes = torch.arange(int(model.net.num_classes))  # type: ignore[arg-type]
     right, sure, posterior, nfe = [], [], [], 0
-    with bar(len(data), "classify") as progress:
-        for start in range(0, len(data), request.batch):
-            stop = min(start + request.batch, len(data))
+    share = request.world.share(len(data))
+    with bar(len(share), "classify") as progress:
+        for start in share[:: request.batch]:
+            stop = min(start + request.batch, share.stop)
             seed = request.seed or 0
             x = dequantised(model, data.x[start:stop].to(request.device), seed, start)
             y = data.y[start:stop]
@@ -142,9 +154,15 @@ def classification(request: Request, model: ScoreModel, data: Dataset) -> None:
             sure.append(found.confidence.cpu().double())
             rows = found.log_posterior.cpu().double()
             posterior.append(rows[torch.arange(len(y)), y])
-            nfe = int(found.nfe.max())
+            nfe = max(nfe, int(found.nfe.max()))
             progress.update(stop - start)
-    hits, told = torch.cat(right), torch.cat(posterior)
+    gathered = request.world.gather(((right, sure, posterior), nfe))
+    if gathered is None:
+        return
+    hits, trust, told = (
+        torch.cat([part for lists, _ in gathered for part in lists[k]]) for k in range(3)
+    )
+    nfe = max(most for _, most in gathered)
     count = len(hits)
     figures: dict[str, Any] = {
         "model": request.run,
@@ -154,7 +172,7 @@ def classification(request: Request, model: ScoreModel, data: Dataset) -> None:
         "accuracy_stderr": float(hits.std()) / math.sqrt(count),
         "log_posterior": float(told.mean()),
         "log_posterior_stderr": float(told.std()) / math.sqrt(count),
-        "confidence": float(torch.cat(sure).mean()),
+        "confidence": float(trust.mean()),
         "nfe": nfe,
     }
     versions = options.versions(request.device)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +23,8 @@ from ..likelihood.evaluation import COLUMNS, Evaluation, described
 from ..likelihood.integrate import METHODS
 from ..likelihood.spot import SpotCheck, spot_check
 from ..likelihood.target import plan
-from ..series import BLOCK, Table, part_file, part_of_launcher, run_series
+from ..series import BLOCK, Table, part_file, run_series
+from ..world import World
 from . import options, specs
 from .heldout import conditional, held_out_data
 from .likelihood import DEFAULT_ITEMS, parse_part
@@ -67,6 +67,7 @@ class Request:
     seed: int | None
     device: torch.device
     json_file: Path | None
+    world: World
     solve: dict[str, Any]
 
     def answer(self) -> None:
@@ -75,7 +76,8 @@ class Request:
 
         model = load(self.run, weights=self.weights, device=self.device)
         if self.self_check:
-            others.self_check(self, model)
+            if self.world.main:
+                others.self_check(self, model)
             return
         held = held_out_data(self.run, self.data, self.split)
         if self.levels is not None and self.levels != held.levels:
@@ -134,7 +136,7 @@ class Request:
         return data if count == len(data) else data.subset(range(count))
 
     def _evaluate(self, model: ScoreModel, data: Dataset) -> None:
-        part = parse_part(self.part) or (part_of_launcher() if self.out is not None else None)
+        part = parse_part(self.part)
         evaluation = Evaluation(model, data, self.fitted(model, data), labels=conditional(model))
         other = None
         if self.against is not None:
@@ -150,13 +152,16 @@ class Request:
             )
             return
         found = summed(evaluation, table.columns, spot, table.seconds)
-        figures = {"model": self.run, "data": data.name, "target": self.target, **found.summary()}
+        far = None if other is None else self._other(evaluation, other)
+        if not self.world.main:
+            return
+        figures = {"model": self.run, "data": data.name, "target": self.target, **found.summary(),
+                   "processes": max(self.processes, self.world.size)}  # fmt: skip
         lines = [f"{data.name} under {self.run}: {found.line()}"]
         if found.error_line():
             lines.append(found.error_line())
         shown = {data.name: found}
-        if other is not None:
-            far = self._other(evaluation, other)
+        if other is not None and far is not None:
             figures["against"], line = outliers(found, far, other.name)
             shown[other.name] = far
             lines += [f"{other.name}, as evaluated: {far.line()}", line]
@@ -169,6 +174,7 @@ class Request:
         lines.append(
             f"{settings['divergence']} divergence, t from {settings['t_min']:g} to "
             f"{settings['t_max']:g}, {model.weights} weights, {found.seconds:.0f} s"
+            + (f" summed over {self.world.size} processes" if self.world.size > 1 else "")
         )
         for line in lines:
             options.speak(line)
@@ -191,6 +197,18 @@ class Request:
                 )
 
     def _checked(
+        self, evaluation: Evaluation, part: tuple[int, int] | None
+    ) -> tuple[Evaluation, SpotCheck | None]:
+        """The evaluation, changed to meet a target, and its spot check; rank 0's, on all."""
+        told = None
+        if self.world.main:
+            evaluation, spot = self._spot(evaluation, part)
+            plain = {k: v for k, v in evaluation.settings.items() if k != "terminal"}
+            told = plain, spot  # the moments stay on the device of each
+        changed, spot = self.world.broadcast(told)
+        return replace(evaluation, settings={**evaluation.settings, **changed}), spot
+
+    def _spot(
         self, evaluation: Evaluation, part: tuple[int, int] | None
     ) -> tuple[Evaluation, SpotCheck | None]:
         """The evaluation, changed to meet a target, and its spot check."""
@@ -235,6 +253,7 @@ class Request:
                 part=part,
                 progress=tell,
                 fresh=self.overwrite,
+                world=self.world,
             )
 
     def _other(self, evaluation: Evaluation, data: Dataset) -> DatasetLikelihood:
@@ -369,6 +388,6 @@ def bar(total: int | None, what: str) -> Iterator[Any]:
     from tqdm import tqdm
 
     with tqdm(
-        total=total, desc=what, disable=not sys.stderr.isatty(), leave=False, unit="item"
+        total=total, desc=what, disable=not options.on_screen(), leave=False, unit="item"
     ) as progress:
         yield progress

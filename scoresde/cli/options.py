@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -48,6 +49,19 @@ def weights(command: F) -> F:
         "--weights", type=click.Choice(["ema", "raw"]), default="ema", show_default=True,
         help="Averaged or raw weights of a run.",
     )(command)  # fmt: skip
+
+
+def together(command: F) -> F:
+    """Gives the command its ``world``: the processes of a launcher, or this one alone."""
+
+    @functools.wraps(command)
+    def inside(*args: Any, **given: Any) -> None:
+        from ..world import joined
+
+        with joined(given["device_name"]) as world:
+            command(*args, world=world, **given)
+
+    return inside  # type: ignore[return-value]
 
 
 def settings(what: str) -> Callable[[F], F]:
@@ -133,11 +147,22 @@ def whole(file: Path) -> Iterator[Path]:
 
 
 def speak(line: str) -> None:
-    """Prints a line, unless the reader of the pipe has gone: the work goes on without it."""
+    """Prints a line, once in a launch; where the pipe's reader has gone, the work goes on."""
+    from ..world import leads
+
+    if not leads():
+        return
     try:
         click.echo(line)
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the rest of the process)
+
+
+def on_screen() -> bool:
+    """Whether to show progress: on a terminal, and by one process of a launch."""
+    from ..world import leads
+
+    return sys.stderr.isatty() and leads()
 
 
 def check_apart(*files: Path | None) -> None:

@@ -16,32 +16,37 @@ if TYPE_CHECKING:
 
     from ..bench.cases import Case
     from ..bench.row import Row
+    from ..world import World
 
 
 class Outcome:
     """What has been measured so far, and how it was asked for."""
 
-    def __init__(self, what: str, settings: dict[str, Any], endpoint: bool) -> None:
+    def __init__(self, what: str, settings: dict[str, Any], endpoint: bool, world: World) -> None:
         self.what, self.settings, self.endpoint = what, settings, endpoint
+        self.world = world
         self.complete = True
         self.rows: list[Row] = []
         self.cases: list[Case] = []
 
     def add(self, case: Case) -> None:
-        """Runs one problem; its rows stay even if it is interrupted."""
+        """Runs one problem; its rows, of this process, stay even if it is interrupted."""
         from ..bench import compare
         from ..bench.run import UnsolvedError
 
         self.cases.append(case)
+        earlier = len(self.rows)
         settings = {
             **self.settings, **case.cond, "on_row": self.rows.append,
-            "progress": sys.stderr.isatty(),
+            "progress": options.on_screen(), "world": self.world,
         }  # fmt: skip
         try:
-            compare(case.score, case.target, endpoint=self.endpoint, **settings)
-        except UnsolvedError as error:  # before the first row
-            click.echo(f"{case.what}: no distances to the converged ODE: {error}", err=True)
-            compare(case.score, case.target, **settings)
+            rows = compare(case.score, case.target, endpoint=self.endpoint, **settings)
+        except UnsolvedError as error:  # before the first row, and on every process
+            if self.world.main:
+                click.echo(f"{case.what}: no distances to the converged ODE: {error}", err=True)
+            rows = compare(case.score, case.target, **settings)
+        self.rows[earlier:] = rows
 
     def write(self, folder: Path, json_file: Path | None, device: torch.device) -> None:
         """The files, then the table."""
@@ -61,9 +66,19 @@ class Outcome:
             f"{facts['reference_items']} {facts['reference']}; endpoint in the model's range",
             f"floor: {facts['floor']}, {facts['floor_items']} items, 95 % over random splits\n",
             report(rows, floors),
+            *self._shared(),
             f"written {folder}/bench.html, bench.csv, bench.json, bench.png, bench.svg",
         ):
             options.speak(line)
+
+    def _shared(self) -> list[str]:
+        """What the times mean where several processes worked."""
+        if self.world.size == 1:
+            return []
+        return [
+            f"the rows were shared by {self.world.size} processes at work at the same time; each "
+            "was timed on one of them"
+        ]
 
     def content(self, device: torch.device) -> dict[str, Any]:
         """Everything but the rows that a record says."""
@@ -85,6 +100,7 @@ class Outcome:
             "unit": self.cases[0].unit,
             **self.cases[0].about,
             "complete": self.complete,
+            "processes": self.world.size,
             "command": shlex.join(["scoresde", *sys.argv[1:]]),
             "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "settings": {

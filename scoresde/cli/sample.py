@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
 
     from ..model import ScoreModel
     from ..sampling import Samples
+    from ..world import World
 
 
 @click.command(name="sample")
@@ -79,6 +79,7 @@ if TYPE_CHECKING:
 @options.seed
 @options.device
 @options.report
+@options.together
 def command(
     run: str,
     count: int,
@@ -100,6 +101,7 @@ def command(
     seed: int | None,
     device_name: str,
     json_file: Path | None,
+    world: World,
 ) -> None:
     """Draw samples from a model: a run's folder, an exported one, or zoo:NAME.
 
@@ -110,6 +112,7 @@ def command(
       scoresde sample runs/digits-vp --solver ddim --set eta=0.5 --out samples.npy
       scoresde sample --solver dpmpp-3m --set lower_last=true --steps 8 --threshold dynamic
       scoresde sample --solver runge-kutta --log-prob --probes 4 -n 16
+      torchrun --nproc-per-node 4 -m scoresde sample -n 10000 --out samples.npy
     """
     from ..checkpoint import load
     from ..config import describe
@@ -117,7 +120,7 @@ def command(
 
     if out is not None and out.suffix not in (".png", ".npy"):
         raise ValueError(f"cannot write {out}: accepted are .png and .npy")
-    device = options.pick_device(device_name)
+    device = world.device(device_name)
     model = load(run, weights=weights, device=device)
     wanted = None
     if solver is not None or settings:
@@ -130,13 +133,15 @@ def command(
     if label is not None:
         check_label(model, label)
     drawn = draw(
-        model, count, batch, label, device,
+        model, count, batch, label, device, world,
         solver=chosen, steps=steps, grid=options.grid(grid), t_end=t_end, denoise=denoise,
         seed=seed or 0,
         threshold=options.section(threshold, "--threshold"), log_prob=log_prob,
         divergence=divergence, probes=probes,
         brownian=brownian,
     )  # fmt: skip
+    if drawn is None:
+        return
     write(model, drawn.x, target)
     if csv_file is not None:
         write_densities(drawn, csv_file)
@@ -149,6 +154,7 @@ def command(
         "nfe": drawn.mean_nfe,
         "rounds": drawn.rounds,
         "seconds": drawn.seconds,
+        "processes": world.size,
         "converged": drawn.converged,
         "message": drawn.message,
         "solver": drawn.solver,
@@ -165,9 +171,10 @@ def command(
     options.write_json(json_file, figures)
     if not drawn.converged:
         click.echo(f"Warning: {drawn.message}", err=True)
+    shared = f" of {world.size} processes" if world.size > 1 else ""
     options.speak(
         f"{count} samples from {run} by {name}: {drawn.mean_nfe:.4g} evaluations each, "
-        f"{drawn.seconds:.1f} s, t from {drawn.t_start:g} to {drawn.t_end:g}, "
+        f"{drawn.seconds:.1f} s{shared}, t from {drawn.t_start:g} to {drawn.t_end:g}, "
         f"{drawn.weights} weights, seed {drawn.seed}"
     )
     if csv_file is not None:
@@ -192,9 +199,16 @@ def draw(
     batch: int,
     label: int | None,
     device: torch.device,
+    world: World,
     **settings: Any,
-) -> Samples:
-    """``count`` samples in batches, joined into one result."""
+) -> Samples | None:
+    """``count`` samples in batches, shared by the processes, as one result; None but on rank 0.
+
+    Each process draws a contiguous share. Noise is keyed by the index, so that the samples are
+    those of one process to rounding; the time is that of the slowest.
+    """
+    from dataclasses import replace
+
     import torch
 
     from ..sampling import join, sample
@@ -203,8 +217,9 @@ def draw(
         raise ValueError("the model does not say the shape of its items")
     classes = getattr(model.net, "num_classes", None)
     parts = []
-    for start in range(0, count, batch):
-        size = min(batch, count - start)
+    share = world.share(count)
+    for start in share[::batch]:
+        size = min(batch, share.stop - start)
         cond: dict[str, Any] = {}
         if classes is not None:
             index = torch.arange(start, start + size, device=device)
@@ -213,12 +228,30 @@ def draw(
             model,
             (size, *model.shape),
             start_index=start,
-            progress=sys.stderr.isatty(),
+            progress=options.on_screen(),
             **settings,
             **cond,
         )
-        parts.append(drawn)
-    return join(parts)
+        parts.append(drawn if world.size == 1 else on_cpu(drawn))
+    gathered = world.gather(parts)
+    if gathered is None:
+        return None
+    whole = join([part for own in gathered for part in own])
+    return replace(whole, seconds=max(sum(part.seconds for part in own) for own in gathered))
+
+
+def on_cpu(drawn: Samples) -> Samples:
+    """The samples where another process can take them from."""
+    from dataclasses import fields, replace
+
+    import torch
+
+    tensors: dict[str, Any] = {
+        f.name: value.cpu()
+        for f in fields(drawn)
+        if isinstance(value := getattr(drawn, f.name), torch.Tensor)
+    }
+    return replace(drawn, **tensors)
 
 
 def densities(drawn: Samples) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -143,7 +142,7 @@ def _bar() -> Iterator[Callable[[str, float], None]]:
     from tqdm import tqdm
 
     with tqdm(
-        total=100, delay=2, leave=False, disable=not sys.stderr.isatty(),
+        total=100, delay=2, leave=False, disable=not options.on_screen(),
         bar_format="{desc}: {percentage:3.0f}% |{bar}| {elapsed}",
     ) as bar:  # fmt: skip
         part = ""

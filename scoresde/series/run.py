@@ -18,7 +18,6 @@ a warning. A complete series becomes ``FILE`` and ``FILE.json``, its identity an
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -28,10 +27,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from ..world import World
 from .finished import check_format, read_identity, read_rows, read_table, sidecar, write
 from .journal import BATCH, Journal
 from .plan import BLOCK, Plan, SeriesError, Table
-from .workers import Evaluate, Queue, alone, spread
+from .workers import Evaluate, Queue, Work, alone, serve, shared, spread
 
 
 def run_series(
@@ -48,6 +48,7 @@ def run_series(
     part: tuple[int, int] | None = None,
     progress: Callable[[int, dict[str, Tensor]], object] | None = None,
     fresh: bool = False,
+    world: World | None = None,
 ) -> Table:
     """Evaluates items ``0 .. count - 1`` into ``file``, from where an earlier run stopped.
 
@@ -70,6 +71,9 @@ def run_series(
         progress: called as ``progress(done, columns)`` after each batch, and at first if an
             earlier run has left some, with the items done and their values.
         fresh: removes what an earlier run has left, first.
+        world: processes that all call this with the same arguments: rank 0 keeps the journal and
+            hands out batches, all evaluate, and all get the table. It may be another world
+            than that of the run which was stopped.
 
     Raises:
         SeriesError: an argument out of range, another series in the file, a file that is not to
@@ -81,10 +85,44 @@ def run_series(
             f"a series needs a batch that is a multiple of {block}, processes >= 1 and "
             f"threads >= 1, got batch={batch}, processes={processes}, threads={threads}"
         )
+    world = world or World()
+    if processes > 1 and world.size > 1:
+        raise SeriesError(
+            f"the {world.size} processes of a launcher share a series: leave out "
+            f"processes={processes}"
+        )
     kinds = {name: getattr(kind, "__name__", str(kind)) for name, kind in columns.items()}
     plan = Plan(count, kinds, dict(fingerprint), block, part or (0, 1))
     file = part_file(Path(file), part)
     check_format(file)
+    if not world.main:
+        serve(make, plan, threads, world)
+        given: Table = world.broadcast(None)
+        return given
+
+    def work(known: np.ndarray) -> Work:
+        queue = Queue(plan, known, batch // block, max(processes, world.size))
+        if world.size > 1:
+            return shared(make, queue, plan, threads, world)
+        if processes > 1:
+            return spread(make, queue, plan, processes, threads)
+        return alone(make, queue, plan, threads)
+
+    table = _kept(file, plan, work, progress, fresh)
+    for rank in range(1, world.size):
+        world.send(None, rank)
+    world.broadcast(table)
+    return table
+
+
+def _kept(
+    file: Path,
+    plan: Plan,
+    work: Callable[[np.ndarray], Work],
+    progress: Callable[[int, dict[str, Tensor]], object] | None,
+    fresh: bool,
+) -> Table:
+    """The table of a file: read, or what is on the disk and the work on what is not known."""
     partial = file.with_name(f"{file.name}.partial")
     if file.exists() and not fresh and not partial.exists():
         return read_table(file, plan)
@@ -112,14 +150,8 @@ def run_series(
         before = int(known.sum())
         if progress is not None and before:
             progress(before, plan.tensors(rows[known]))
-        queue = Queue(plan, known, batch // block, processes)
-        work = (
-            alone(make, queue, plan, threads)
-            if processes == 1
-            else spread(make, queue, plan, processes, threads)
-        )
-        with closing(work):
-            for start, stop, took, body in work:
+        with closing(work(known)) as batches:
+            for start, stop, took, body in batches:
                 journal.append(BATCH.pack(start, stop, took) + body)
                 place(start, stop, took, body)
                 if progress is not None:
@@ -134,14 +166,6 @@ def part_file(file: Path, part: tuple[int, int] | None) -> Path:
     if part is None:
         return file
     return file.with_name(f"{file.stem}.part-{part[0]}-of-{part[1]}{file.suffix}")
-
-
-def part_of_launcher(environment: Mapping[str, str] = os.environ) -> tuple[int, int] | None:
-    """The part of a process under ``torchrun``, ``(RANK, WORLD_SIZE)``; None without it."""
-    try:
-        return int(environment["RANK"]), int(environment["WORLD_SIZE"])
-    except KeyError:
-        return None
 
 
 def merge(files: Sequence[Path], file: Path | None = None, *, fresh: bool = False) -> Table:

@@ -1,10 +1,14 @@
-"""Who evaluates a series: this process, or workers that are handed batches one by one."""
+"""Who evaluates a series: this process, workers of its own, or the processes of a launcher.
+
+Batches are handed out one by one, so that a slow one keeps nobody else waiting.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import pickle
+import queue as queues
 import signal
 import threading
 import time
@@ -19,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..world import World
 from .journal import Batch
 from .plan import TENSOR, Plan, SeriesError
 
@@ -75,7 +80,9 @@ def _evaluated(evaluate: Evaluate, start: int, stop: int, plan: Plan) -> tuple[f
     return time.perf_counter() - began, rows.tobytes()
 
 
-def alone(make: Callable[[], Evaluate], queue: Queue, plan: Plan, threads: int | None) -> Work:
+def alone(
+    make: Callable[[], Evaluate], queue: Queue | _Ours, plan: Plan, threads: int | None
+) -> Work:
     """The work, done in this process."""
     before = torch.get_num_threads()
     evaluate = None
@@ -142,6 +149,64 @@ def spread(
         for pipe, worker in crew.items():
             worker.join()
             pipe.close()
+
+
+def shared(
+    make: Callable[[], Evaluate], queue: Queue, plan: Plan, threads: int | None, world: World
+) -> Work:
+    """The work of rank 0, which does its part and hands the rest to the others; see `serve`.
+
+    A thread attends to each of the others, and so none waits while this process evaluates.
+    """
+    done: queues.Queue[Batch | Exception] = queues.Queue()
+    lock, left = threading.Lock(), len(queue.todo)
+
+    def take() -> tuple[int, int] | None:
+        with lock:
+            return queue.take()
+
+    def attend(rank: int) -> None:
+        try:
+            while (span := take()) is not None:
+                world.send(span, rank)
+                done.put((*span, *world.receive(rank)))
+        except Exception as error:
+            done.put(error)
+
+    for rank in range(1, world.size):
+        threading.Thread(target=attend, args=(rank,), daemon=True).start()
+    own = alone(make, _Ours(take), plan, threads)
+    while left:
+        mine = next(own, None)
+        if mine is not None:
+            done.put(mine)
+        while left and (mine is None or not done.empty()):
+            batch = done.get()
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
+            left -= -(-(batch[1] - batch[0]) // plan.block)
+
+
+@dataclass(frozen=True)
+class _Ours:
+    """A queue that several threads take from."""
+
+    take: Callable[[], tuple[int, int] | None]
+
+
+def serve(make: Callable[[], Evaluate], plan: Plan, threads: int | None, world: World) -> None:
+    """The work of the other ranks: what rank 0 hands out, until it says that there is no more."""
+    before = torch.get_num_threads()
+    evaluate = None
+    try:
+        torch.set_num_threads(threads or before)
+        while (span := world.receive(0)) is not None:
+            start, stop = span
+            evaluate = make() if evaluate is None else evaluate
+            world.send(_evaluated(evaluate, start, stop, plan), 0)
+    finally:
+        torch.set_num_threads(before)
 
 
 def _work(pipe: Any, make: Callable[[], Evaluate], plan: Plan, threads: int) -> None:

@@ -57,17 +57,8 @@ def test_parts_make_the_whole(run, tmp_path):
     assert (tmp_path / "p.csv").read_bytes() == (tmp_path / "w.csv").read_bytes()
 
 
-def test_one_item_and_the_ranks_of_a_launcher(run, tmp_path, monkeypatch):
+def test_one_item(run):
     assert "(1 items" in run("likelihood", *FAST, "--items", 1).out
-    run("likelihood", *FAST, "--items", 20, "--out", "whole.csv")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    for rank in range(2):
-        monkeypatch.setenv("RANK", str(rank))
-        said = run("likelihood", *FAST, "--items", 20, "--out", "r.csv").out
-        assert said.startswith(f"part {rank}/2 of digits")
-    monkeypatch.delenv("RANK")
-    sd.series.merge(sorted(tmp_path.glob("r.part-*.csv")), tmp_path / "r.csv")
-    assert (tmp_path / "r.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
 
 def test_another_flow_in_the_same_folder_is_another_series(run):

@@ -18,7 +18,7 @@ import torch
 
 from scoresde.series import journal as journals
 from scoresde.series.plan import Plan, SeriesError
-from scoresde.series.run import merge, part_file, part_of_launcher, run_series
+from scoresde.series.run import merge, part_file, run_series
 from scoresde.series.workers import Queue
 
 COUNT = 201
@@ -439,11 +439,6 @@ def test_parts_that_do_not_fit_are_refused(make, tmp_path):
     start(make, file, part=(1, 2))
     with pytest.raises(SeriesError, match="one of 2 parts"):
         merge([files[0], part_file(file, (1, 2))])
-
-
-def test_a_launcher_says_the_part():
-    assert part_of_launcher({"RANK": "2", "WORLD_SIZE": "4"}) == (2, 4)
-    assert part_of_launcher({}) is None
 
 
 BAD = [
