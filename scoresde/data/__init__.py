@@ -7,8 +7,8 @@ needs. `load` reads a source by name or path.
 
 from scoresde.data.dataset import DataError, Dataset
 from scoresde.data.scaler import Scaler
-from scoresde.data.source import Batch, Loader, Share, Source, UnreadableError
 from scoresde.data.settings import DataConfig
+from scoresde.data.source import Batch, Loader, Share, Source, UnreadableError
 from scoresde.data.sources import choose_workers, load, load_heldout, load_splits, open_splits
 from scoresde.data.toys import toy
 

@@ -22,9 +22,11 @@ import torch
 from torch import Tensor
 
 from scoresde.data.dataset import MAX_LEVELS, DataError, Dataset, level_dtype
+from scoresde.data.source import Source
 from scoresde.noise import NoiseSource, uniform
 
 MODES = ("auto", "range", "standardize", "standardize-per-dim", "none")
+PROBED = 5000  # items
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,8 @@ class Scaler:
             raise DataError(f"scaler: levels is {self.levels}; it must be 2 to {MAX_LEVELS}")
 
     @classmethod
-    def fit(cls, dataset: Dataset, mode: str = "auto") -> Scaler:
-        """The scaler that suits a data set.
+    def fit(cls, dataset: Source, mode: str = "auto") -> Scaler:
+        """The scaler that suits a data set; continuous data not held in memory by a probe of it.
 
         Discrete data always goes by its levels, `[0, levels] -> [-1, 1]`. Continuous data:
         "range" takes the global minimum and maximum to [-1, 1]; "standardize" gives it mean 0
@@ -81,11 +83,12 @@ class Scaler:
             mode = "standardize-per-dim" if len(dataset.shape) == 1 else "standardize"
         if mode == "none":
             return cls()
+        x = dataset.x if isinstance(dataset, Dataset) else dataset.probe(PROBED)
         if mode == "range":
-            low, high = float(dataset.x.min()), float(dataset.x.max())
+            low, high = float(x.min()), float(x.max())
             return cls(((low + high) / 2,), (2 / (high - low) if high > low else 1.0,))
         per_dim = mode == "standardize-per-dim"
-        rows = dataset.x.double().transpose(0, 1).flatten(1 if per_dim else 0)
+        rows = x.double().transpose(0, 1).flatten(1 if per_dim else 0)
         rows = rows if per_dim else rows[None]  # (d, values)
         std, mean = torch.std_mean(rows, dim=1, correction=0)
         varies = std > torch.finfo(torch.float32).eps * mean.abs()

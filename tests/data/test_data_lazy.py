@@ -19,6 +19,7 @@ from scoresde.data import (
     DataConfig,
     DataError,
     Dataset,
+    Scaler,
     Share,
     choose_workers,
     load,
@@ -532,3 +533,10 @@ def test_signals_to_all_processes_leave_no_tracebacks(folder, context):
         os.killpg(process.pid, sent)
         assert process.stdout.readline() == "stopped\n"
     assert process.communicate(timeout=30) == ("", "")
+
+
+@pytest.mark.parametrize("mode", ["range", "standardize", "standardize-per-dim", "none"])
+def test_a_scaler_is_fitted_to_a_probe(tmp_path, mode):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(3, 2, (60, 2, 3)))
+    train, _ = open_splits(DataConfig(str(tmp_path / "x.npy")))
+    assert Scaler.fit(lazily(tmp_path / "x.npy")[0], mode) == Scaler.fit(train, mode)
