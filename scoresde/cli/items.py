@@ -60,12 +60,13 @@ def read_picture(model: ScoreModel, path: Path) -> Tensor:
     """
     import torch
 
-    from ..data.pictures import decode_all
+    from ..data.pictures import decode
 
     shape = _shape(model)
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise ValueError(f"{path} is a picture, and the model takes items of shape {shape}")
-    pixels = decode_all([(str(path), path.read_bytes)], None).float()
+    decoded = torch.from_numpy(decode(str(path), path.read_bytes).copy()).float()
+    pixels = decoded[None, None] if decoded.ndim == 2 else decoded.permute(2, 0, 1)[None]
     if shape[0] == 1 and pixels.shape[1] == 3:
         luma = torch.tensor([0.299, 0.587, 0.114]).reshape(1, 3, 1, 1)
         pixels = (pixels * luma).sum(1, keepdim=True).round()

@@ -6,6 +6,7 @@ import torch
 
 import scoresde as sd
 from scoresde import files, saved_steps
+from scoresde.data.batches import Batches
 from scoresde.noise import step_seed
 from scoresde.training import (
     EMA,
@@ -17,7 +18,6 @@ from scoresde.training import (
     prepare,
     state,
 )
-from scoresde.data.batches import Batches
 from scoresde.training.interrupt import Interruptible
 
 QUICK = {
