@@ -10,8 +10,8 @@ minimising ``E[loss^2]`` does it, and ``grad E[loss^2] = E[2 loss grad loss]``: 
 the backward pass of the loss brings to the schedule are multiplied by ``2 loss``, item by item,
 and no second pass is needed.
 
-Sources: Variational Diffusion Models (Kingma et al., 2021), section 5.1 and the appendix on the
-noise schedule, https://arxiv.org/abs/2107.00630; Improved Techniques for Maximum Likelihood
+Sources: Variational Diffusion Models (Kingma et al., 2021), the appendix on learning the
+schedule, https://arxiv.org/abs/2107.00630; Improved Techniques for Maximum Likelihood
 Estimation for Diffusion ODEs (Zheng et al., 2023), https://arxiv.org/abs/2305.03935.
 """
 
