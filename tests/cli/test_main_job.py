@@ -42,7 +42,7 @@ def test_help_is_immediate_and_imports_no_torch(tmp_path):
     assert done.returncode == 0, done.stderr
     assert COMMANDS == (
         "train", "sample", "likelihood", "dequantize", "encode", "decode", "interpolate", "bench",
-        "tune", "convert", "info", "check",
+        "tune", "ema", "convert", "info", "check",
     )  # fmt: skip
     for command in COMMANDS:
         assert f"  {command} " in done.stdout
