@@ -69,15 +69,15 @@ def write_text(file: Path, content: str) -> None:
 
 def write_json(file: Path, content: Any) -> None:
     """A JSON file, written beside its place and moved there once it is on the disk."""
-    _write(file, (json.dumps(_finite(content), indent=2, allow_nan=False) + "\n").encode())
+    _write(file, (json.dumps(finite(content), indent=2, allow_nan=False) + "\n").encode())
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """The value with None for every number that JSON cannot hold."""
     if isinstance(value, Mapping):
-        return {k: _finite(v) for k, v in value.items()}
+        return {k: finite(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
+        return [finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -1,13 +1,11 @@
-"""Pictures of items and curves: grids of images, scatters of points, plots of runs."""
+"""Pictures of items and curves: grids of images, scatters of points, curves of signals."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -80,22 +78,6 @@ def save_way(file: Path, ends: Tensor, way: Tensor) -> None:
         axes.scatter(*point, s=70, facecolors="none", edgecolors=INK)
         axes.annotate(name, point, (7, 7), textcoords="offset points", color=INK)
     axes.set_aspect("equal", "datalim")
-    axes.legend(frameon=False)
-    _save(figure, file)
-
-
-def save_curves(
-    file: Path, curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], ylabel: str
-) -> None:
-    """A plot of named ``(steps, values)`` curves on a logarithmic vertical axis."""
-    figure, axes = _figure(7, 4)
-    for (name, (steps, values)), colour in zip(curves.items(), (SOFT, ACCENT, INK), strict=False):
-        style = {"linewidth": 1.0} if len(steps) > 50 else {"linewidth": 1.6, "marker": "o"}
-        axes.plot(steps, values, label=name, color=colour, **style)  # type: ignore[arg-type]
-    if any(np.min(v) > 0 for _, v in curves.values() if len(v)):
-        axes.set_yscale("log")
-    axes.set_xlabel("step")
-    axes.set_ylabel(ylabel)
     axes.legend(frameon=False)
     _save(figure, file)
 

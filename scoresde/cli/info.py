@@ -12,6 +12,8 @@ import click
 from . import foreign, options
 
 if TYPE_CHECKING:
+    import torch
+
     from ..model import ScoreModel
 
 FACTS = (
@@ -42,6 +44,9 @@ def command(
 ) -> None:
     """Say what a model is: format, process, network, cost, training and figures so far.
 
+    Of a training run, while it goes on or after it has died: how far it is, its losses, where it
+    fails, what went wrong, its speed, what it cost, its checkpoints.
+
     \b
     Examples:
       scoresde info
@@ -50,22 +55,51 @@ def command(
       scoresde info hf:google/ddpm-cifar10-32
     """
     from ..checkpoint import locate
-    from ..saved_steps import step_folders
+    from ..training.summary import is_run
 
     options.check_writable(json_file)
     device = options.pick_device(device_name)
-    found = foreign.opened(run, weights, config, settings)
-    facts = {"format": found.source, **model_facts(found.model.to(device))}
-    if found.source != foreign.OURS:
-        facts["left out"] = list(found.unmapped)
     folder = locate(run)
+    if not is_run(folder) or config is not None or settings:
+        found = foreign.opened(run, weights, config, settings)
+        facts = {"format": found.source, **model_facts(found.model.to(device))}
+        if found.source != foreign.OURS:
+            facts["left out"] = list(found.unmapped)
+        report = folder / "report.json"
+        if report.is_file():
+            facts["report"] = json.loads(report.read_text())
+        options.write_json(json_file, facts)
+        show(facts)
+        return
+    options.write_json(json_file, run_facts(folder, weights, device))
+
+
+def run_facts(folder: Path, weights: str, device: torch.device) -> dict[str, Any]:
+    """Says how a run stands, which is quick, and then what its model is; returns it all."""
+    from ..config import read_yaml
+    from ..training import summary
+    from . import info_run
+
+    facts: dict[str, Any] = {"format": foreign.OURS, "run": summary.summary(folder)}
+    show({"format": foreign.OURS})
+    info_run.say(facts["run"], info_run.process(read_yaml(folder / "config.yaml")))
+    options.speak("")
+    found, reason = info_run.opened(folder, weights)
+    own: dict[str, Any] = {}
+    if found is not None:
+        own = model_facts(found.model.to(device))
+        facts["run"]["cost"] = summary.cost(folder, own["multiply-adds"]).figures()
+        if flops := facts["run"]["cost"]["flops"]:
+            own["compute so far"] = f"{flops:.3g} FLOPs (forward and backward)"
+    if reason is not None:
+        own["no weights"] = reason
     report = folder / "report.json"
     if report.is_file():
-        facts["report"] = json.loads(report.read_text())
-    if folder.is_dir() and (checkpoints := step_folders(folder)):
-        facts["checkpoint"] = checkpoints[-1].name
-    options.write_json(json_file, facts)
-    show(facts)
+        own["report"] = json.loads(report.read_text())
+    if facts["run"]["checkpoints"]:
+        own["checkpoint"] = facts["run"]["checkpoints"][-1]["name"]
+    show(own)
+    return {**facts, **own}
 
 
 def show(facts: Mapping[str, Any]) -> None:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from ..files import write_json
+from ..files import CheckpointError, write_json
 from ..likelihood.dataset import DatasetLikelihood, dataset_log_prob
-from ..pictures import save_curves, save_items
+from ..pictures import save_items
 from ..sampling import Samples, sample
 from .job import Job
 from .log import Log
+from .loss_picture import draw
+from .summary import noise_levels
 
 if TYPE_CHECKING:
     from ..model import ScoreModel
@@ -37,16 +42,43 @@ def draw_samples(model: ScoreModel, job: Job) -> Samples:
     )
 
 
-def save_samples(model: ScoreModel, job: Job, name: str) -> Samples:
-    """Draws samples and writes their picture ``samples/NAME.png``."""
-    assert model.scaler is not None
+def save_samples(model: ScoreModel, job: Job, name: str, write: bool = True) -> Tensor | None:
+    """Draws samples and writes their picture ``samples/NAME.png``.
+
+    Args:
+        model: the model that draws.
+        job: its run.
+        name: of the picture.
+        write: whether this process writes; all draw where they share the weights.
+
+    Returns:
+        The picture, uint8 ``(C, H, W)``; None where nothing is written.
+    """
     drawn = draw_samples(model, job)
+    return show_samples(model, job, drawn, name) if write else None
+
+
+def show_samples(model: ScoreModel, job: Job, drawn: Samples, name: str) -> Tensor:
+    """Writes the picture ``samples/NAME.png`` of samples; returns it, uint8 ``(C, H, W)``."""
+    assert model.scaler is not None
     file = job.folder / "samples" / f"{name}.png"
-    file.parent.mkdir(parents=True, exist_ok=True)
     pictures = len(job.train.shape) > 2
     shown = model.scaler.image(drawn.x) if pictures else model.scaler.decode(drawn.x)
-    save_items(file, shown, None if pictures else job.heldout.x[:2000])
-    return drawn
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_items(file, shown, None if pictures else job.heldout.x[:2000])
+    except OSError as error:
+        raise CheckpointError(f"cannot write {file}: {error.strerror or error}") from error
+    return pixels(file)
+
+
+def pixels(file: Path) -> Tensor:
+    """A picture file as uint8 ``(C, H, W)``, C of 1 for grey and else 3."""
+    from PIL import Image
+
+    with Image.open(file) as image:
+        array = np.array(image.convert("L" if image.mode == "L" else "RGB"))
+    return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1)
 
 
 def held_out(model: ScoreModel, job: Job, progress: Callable[[int], object]) -> DatasetLikelihood:
@@ -58,13 +90,27 @@ def held_out(model: ScoreModel, job: Job, progress: Callable[[int], object]) -> 
 
 
 def finish(
-    model: ScoreModel, job: Job, figures: dict[str, Any], show_progress: bool
+    model: ScoreModel,
+    job: Job,
+    figures: dict[str, Any],
+    show_progress: bool,
+    write: bool = True,
 ) -> dict[str, Any]:
-    """Writes the sample grid, the loss curve and ``report.json``; returns the report."""
+    """Writes the sample grid, the loss curve and ``report.json``; returns the report.
+
+    Args:
+        model: the trained model.
+        job: its run.
+        figures: what else the report says.
+        show_progress: whether to show a progress bar.
+        write: whether this process writes; all compute where they share the weights.
+    """
     from tqdm import tqdm
 
-    drawn = save_samples(model, job, "final")
-    save_loss_curve(job)
+    drawn = draw_samples(model, job)
+    if write:
+        show_samples(model, job, drawn, "final")
+        save_loss_curve(job)
     report = {
         **figures,
         "sampling": {
@@ -87,16 +133,19 @@ def finish(
             total=total, desc="likelihood", disable=not show_progress, leave=False, unit="item"
         ) as bar:
             report["heldout"] = held_out(model, job, bar.update).summary()
-    write_json(job.folder / "report.json", report)
+    if write:
+        write_json(job.folder / "report.json", report)
     return report
 
 
 def save_loss_curve(job: Job) -> None:
-    """Draws ``loss.png`` from the logs: training loss, and held-out loss of the average."""
+    """Draws ``loss.png`` from the logs: training and held-out loss, and that by noise level."""
     log = Log(job.folder)
     train, heldout = log.rows("train"), log.rows("heldout")
-    curves = {"training loss": ([r["step"] for r in train], [r["loss"] for r in train])}
-    if heldout:
-        losses = [r["loss"] for r in heldout]
-        curves["held out, averaged weights"] = ([r["step"] for r in heldout], losses)
-    save_curves(job.folder / "loss.png", curves, "loss a dimension")
+    bins = next((len(r["loss_by_time"]) for r in train if r.get("loss_by_time")), 0)
+    edges = noise_levels(job.model.sde, bins) if bins else None
+    file = job.folder / "loss.png"
+    try:
+        draw(file, train, heldout, edges)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {file}: {error.strerror or error}") from error
