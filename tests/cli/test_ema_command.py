@@ -96,7 +96,7 @@ def test_mistakes_are_one_line_and_leave_nothing(run, trained, tmp_path):
         ((folder, "--length", "0.3"), "lies between 0 and 0.2887, got 0.3"),
         ((folder, "--length", "0.1", "--length", "0"), "lies between 0 and 0.2887, got 0"),
         ((folder, "--length", "0.1", "--step", "401"), "accepted: 1 to 400"),
-        ((folder, "--length", "0.1", "--out", folder), "is a training run"),
+        ((folder, "--length", "0.1", "--out", folder), "is a training run: choose another"),
         ((folder, "--length", "0.1", "--out", folder / "config.yaml" / "x"), "is not a folder"),
         ((tmp_path, "--length", "0.1"), "is no training run"),
     ):
