@@ -138,12 +138,12 @@ class _TarCursor:
                 key, suffix = _stem(member.name)
                 if not member.isreg() or suffix not in PARTS:
                     continue
+                if member.offset_data + member.size > self._path.stat().st_size:
+                    raise tarfile.ReadError("unexpected end of data")
                 self._file.seek(member.offset_data)
                 content = self._file.read(member.size)
-                if len(content) < member.size:
-                    raise tarfile.ReadError("unexpected end of data")
                 yield member.offset, key, suffix, content
-        except tarfile.TarError as error:
+        except (tarfile.TarError, ValueError, OverflowError) as error:  # sizes beyond all bounds
             raise self._damaged(str(error)) from error
         self._end = tar.offset
         self._file.seek(tar.offset)  # a header that makes no sense only ends the loop above

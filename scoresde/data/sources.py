@@ -115,7 +115,9 @@ def _is_stream(config: DataConfig) -> bool:
     path = Path(config.source)
     if config.stream or path.suffix.lower() == ".tar":
         return True
-    beside = {p.suffix.lower() for p in path.iterdir()} if path.is_dir() else set()
+    folders = [f for f in (path, *(path / split for split in SPLITS)) if f.is_dir()]
+    inside = {p for folder in folders for p in folder.iterdir()} - set(folders)
+    beside = {p.suffix.lower() for p in inside}
     return ".tar" in beside and beside <= {".tar", ".json", ".txt", ".md", ".idx"}
 
 
@@ -129,6 +131,7 @@ def _stream(config: DataConfig) -> tuple[Source, Dataset]:
         buffer=config.buffer,
         unreadable=config.unreadable,
         limit=config.limit,
+        memory=config.memory * MIB,
     )
 
 

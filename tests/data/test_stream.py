@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from tar_streams import ids, npy, pictures, png, same, write
 
-from scoresde.data import DataError, Share
+from scoresde.data import DataConfig, DataError, Share, load_heldout, load_splits, open_splits
 from scoresde.data.shards import TarShards, open_tars
 from scoresde.data.stream import Lane, Order, Position
 from scoresde.data.stream_items import Form
@@ -68,9 +68,20 @@ def test_blocks_are_permuted_but_hold_what_was_read_in_order(shards):
     assert other != found
 
 
+def test_permutations_differ_by_seed_pass_lane_and_block():
+    def block(seed=0, lane=0, epoch=0, number=0):
+        return tuple(Order(lane, 2, 64, seed).block(epoch, number, 64))
+
+    found = {block(), block(seed=1), block(lane=1), block(epoch=1), block(number=1)}
+    assert len(found) == 5
+    assert block() == block()
+    assert Order(0, 1, 4, 0).shards(0, 64) != Order(0, 1, 4, 0).shards(1, 64)
+
+
 @pytest.mark.parametrize("workers", [0, 1, 2])
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_stream_goes_on_bit_for_bit(source, workers, rank):
+def test_a_stream_goes_on_bit_for_bit(shards, workers, rank):
+    source = StreamSource(shards, FORM, tuple("012"), held=2, buffer=4)
     share = Share(6, seed=5, rank=rank, world=2, workers=workers)
     with source.loader(share) as loader:
         states, batches = [loader.state()], []
@@ -80,13 +91,14 @@ def test_a_stream_goes_on_bit_for_bit(source, workers, rank):
     epochs = {lane["epoch"] for state in states for lane in state["lanes"]}
     assert len(epochs) > 2  # past the ends of passes
     assert any(lane["used"] % 4 for state in states for lane in state["lanes"])  # inside blocks
-    for step in (1, 5, 8, 13):
+    for step in (1, 5, 8, 13) if workers else range(18):
         state = json.loads(json.dumps(states[step]))
         with source.loader(share, step, state) as loader:
             assert all(same(a, b) for a, b in zip(islice(loader, 3), batches[step:], strict=False))
             assert loader.state() == states[step + 3]
     with source.loader(share, 13) as loader:  # without a state all is read again
         assert same(next(loader), batches[13])
+        assert same(next(loader), batches[14])
     assert all(
         len(batch.x) == 3 and batch.y.tolist() == [i % 3 for i in ids(batch.x)]
         for batch in batches
@@ -206,7 +218,7 @@ def test_a_label_outside_the_classes_stops(source):
         next(loader)
 
 
-@pytest.mark.parametrize("where", ["inside", "header", "boundary", "garbage"])
+@pytest.mark.parametrize("where", ["inside", "header", "boundary", "garbage", "size"])
 def test_a_truncated_shard_is_used_as_far_as_it_goes(tmp_path, shards, where):
     content = bytearray(shards.paths[0].read_bytes())
     with tarfile.open(shards.paths[0]) as tar:
@@ -216,6 +228,10 @@ def test_a_truncated_shard_is_used_as_far_as_it_goes(tmp_path, shards, where):
     )
     if where == "garbage":
         content[cut : cut + 512] = b"x" * 512
+        cut = len(content)
+    elif where == "size":  # a header whose checksum is right and whose size is not
+        member.size = 2**80
+        content[cut : cut + 512] = member.tobuf(tarfile.GNU_FORMAT)[:512]
         cut = len(content)
     path = tmp_path / "short.tar"
     path.write_bytes(content[:cut])
@@ -326,6 +342,24 @@ def test_splits_by_names_folders_and_patterns(tmp_path):
     assert set(open_tars(str(write(tmp_path / "other" / "value.tar", [])))) == {"train"}
     with pytest.raises(DataError, match=r"only hf:owner/name, .tar files"):
         open_stream(str(tmp_path / "none.zip"))
+
+
+def test_the_data_section_opens_streams(tmp_path):
+    for split in ("train", "test"):
+        write(tmp_path / "tars" / split / "0.tar", pictures(range(9)))
+    source = str(tmp_path / "tars")
+    config = DataConfig(source, classes=3, buffer=5, unreadable=2, memory=1, limit=4)
+    train, held = open_splits(config)
+    assert isinstance(train, StreamSource)
+    assert (train.buffer, train.unreadable, train.memory) == (5, 2, 2**20)
+    assert (len(held), len(load_heldout(config))) == (4, 4)
+    with train.loader(Share(2)) as loader:
+        assert "data.limit is for held-out items" in next(loader).notes[0]
+    with pytest.raises(DataError, match="not held whole"):
+        load_splits(config)
+    (tmp_path / "tars" / "cats").mkdir()  # a folder of pictures with a stray tar file is none
+    with pytest.raises(DataError, match=r"lies beside|holds no"):
+        open_splits(config)
 
 
 def test_colours_and_sizes_follow_the_head(tmp_path):
