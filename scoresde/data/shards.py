@@ -8,6 +8,7 @@ A stem ends at the first dot of a file's name. Other members are passed over.
 from __future__ import annotations
 
 import glob
+import io
 import itertools
 import re
 import tarfile
@@ -129,6 +130,7 @@ class _TarCursor:
 
     def _read(self, at: int) -> Iterator[tuple[int, str, str, bytes]]:
         """Members of interest from the byte `at` on: where each begins, stem, suffix, content."""
+        length = self._file.seek(0, io.SEEK_END)
         self._file.seek(at)
         try:
             tar = tarfile.TarFile(fileobj=self._file, mode="r")
@@ -138,7 +140,7 @@ class _TarCursor:
                 key, suffix = _stem(member.name)
                 if not member.isreg() or suffix not in PARTS:
                     continue
-                if member.offset_data + member.size > self._path.stat().st_size:
+                if member.offset_data + member.size > length:
                     raise tarfile.ReadError("unexpected end of data")
                 self._file.seek(member.offset_data)
                 content = self._file.read(member.size)

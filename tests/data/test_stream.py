@@ -399,12 +399,14 @@ def test_arrays_vectors_and_labels_in_json(tmp_path):
     assert held.y is None
     with train.loader(Share(2)) as loader:
         assert "set data.classes" in next(loader).notes[0]
-    members = [(f"{i}.npy", npy(np.array([1.0, np.nan if i == 4 else i]))) for i in range(6)]
+    members = [(f"{i}.npy", npy(np.array([1.0, np.nan if i in (1, 4) else i]))) for i in range(6)]
     members += [("6.json", b'{"vector": [1, 2]}')]
     train, _ = open_stream(str(write(tmp_path / "n.tar", members)))
     with train.loader(Share(3)) as loader:
         batch = next(loader)
-    assert "n.tar/4: holds values that are not finite" in batch.notes[0]
+    said = "holds values that are not finite in float32"
+    assert batch.notes[0] == f"n.tar/1: {said}; it is left out"
+    assert batch.notes[1].startswith(f"n.tar/4: {said}")
     assert set(batch.x[:, 1].tolist()) == {3.0, 5.0}
     with pytest.raises(DataError, match=r"data\.size resizes pictures"):
         open_stream(str(tmp_path / "n.tar"), size=4)
