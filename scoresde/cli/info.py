@@ -88,8 +88,9 @@ def run_facts(folder: Path, weights: str, device: torch.device) -> dict[str, Any
     own: dict[str, Any] = {}
     if found is not None:
         own = model_facts(found.model.to(device))
-        facts["run"]["cost"] = summary.cost(folder, own["multiply-adds"]).figures()
-        if flops := facts["run"]["cost"]["flops"]:
+        price = facts["run"]["cost"]
+        price |= summary.compute(price["items"], own["multiply-adds"])
+        if flops := price["flops"]:
             own["compute so far"] = f"{flops:.3g} FLOPs (forward and backward)"
     if reason is not None:
         own["no weights"] = reason

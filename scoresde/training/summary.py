@@ -40,6 +40,7 @@ class RunCost:
         steps: likewise.
         device_hours: seconds times the processes at work then, in hours.
         multiply_adds: three times those of a forward pass, for each item; None if not known.
+        flops: additions and multiplications, two for each multiply-add.
     """
 
     seconds: float
@@ -48,15 +49,7 @@ class RunCost:
     steps: int
     device_hours: float
     multiply_adds: int | None = None
-
-    @property
-    def flops(self) -> int | None:
-        """Additions and multiplications: two for each multiply-add."""
-        return None if self.multiply_adds is None else 2 * self.multiply_adds
-
-    def figures(self) -> dict[str, Any]:
-        """All of it, as JSON takes it."""
-        return {**asdict(self), "flops": self.flops}
+    flops: int | None = None
 
 
 def cost(run: Path, multiply_adds: int | None = None) -> RunCost:
@@ -101,8 +94,15 @@ def _cost(
         items,
         steps,
         busy / 3600,
-        None if multiply_adds is None else 3 * multiply_adds * items,
+        **compute(items, multiply_adds),
     )
+
+
+def compute(items: int, multiply_adds: int | None) -> dict[str, int | None]:
+    """What training on so many items takes: the backward pass costs twice the forward one."""
+    if multiply_adds is None:
+        return {"multiply_adds": None, "flops": None}
+    return {"multiply_adds": 3 * multiply_adds * items, "flops": 6 * multiply_adds * items}
 
 
 def last_error(run: Path) -> dict[str, Any] | None:
@@ -150,7 +150,7 @@ def summary(run: Path) -> dict[str, Any]:
         "batch": last.get("batch") or (training or {}).get("batch_size"),
         "skipped": last.get("skipped"),
         "trouble": _last(events, TROUBLE),
-        "cost": price.figures(),
+        "cost": asdict(price),
         "loss_by_log_snr": means([r["loss_by_time"] for r in recent if r.get("loss_by_time")]),
         "heldout_error_by_log_snr": heldout[-1].get("eps_error_by_log_snr") if heldout else None,
         "curves": {"training": _curve(rows), "heldout": _curve(heldout)},

@@ -122,8 +122,8 @@ def test_going_back_keeps_events_and_counts_what_is_done_again(tmp_path):
     log.append("train", step=60, seconds=7.0, items=480, world=4)
     found = cost(tmp_path, multiply_adds=10)
     # 4 s on 2 processes, 2 s on 2 that were lost, 3 s on 4.
-    assert found == RunCost(9.0, 2.0, 480, 60, (4 * 2 + 2 * 2 + 3 * 4) / 3600, 3 * 10 * 480)
-    assert found.flops == 2 * 3 * 10 * 480
+    hours = (4 * 2 + 2 * 2 + 3 * 4) / 3600
+    assert found == RunCost(9.0, 2.0, 480, 60, hours, 3 * 10 * 480, 2 * 3 * 10 * 480)
     assert last_error(tmp_path)["text"] == "the disk is full"
 
 
