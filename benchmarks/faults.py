@@ -109,25 +109,25 @@ def kills(folder: Path, count: int, rng: random.Random) -> None:
 
 def full_disk(folder: Path) -> None:
     """Lets the disk fill up in the middle of a run."""
-    print("a full disk (tmpfs of 3 MiB)")
+    print("a full disk (tmpfs of 8 MiB)")
     disk = folder / "disk"
     disk.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)], check=False
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)], check=False
     )
     if mounted.returncode:
         print("  left out: no right to mount a tmpfs")
         return
     try:
         out = disk / "run"
-        settings = ["--steps", "400", "--set", "training.checkpoint_every=50",
+        settings = ["--steps", "800", "--set", "training.checkpoint_every=50",
                     "--set", "training.keep=9"]  # fmt: skip
         told(run([*SMALL, *settings, "--out", str(out)]), "Error", "space")
         for each in step_folders(out):
             print(f"  {each.name}: {damage(each) or 'sound'}")
         left = sorted(p.name for p in (out / "checkpoints").glob(".*"))
         print(f"  drafts left behind: {left or 'none'}")
-        subprocess.run(["mount", "-o", "remount,size=16m", str(disk)], check=True)
+        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
         print("  with more space, --resume:")
         told(run(["--out", str(out), "--resume"]), "resumed", "trained", "Error")
     finally:
@@ -148,11 +148,11 @@ def truncated(folder: Path) -> None:
 def bad_data(folder: Path, rng: np.random.Generator) -> None:
     """NaN in arrays, an unreadable picture, pictures of which too many cannot be read."""
     print("a NaN in the data, read when needed")
-    x = rng.normal(size=(400, 2)).astype(np.float32)
-    x[123, 1] = np.nan
+    x = rng.normal(size=(60000, 2)).astype(np.float32)
+    x[51234, 1] = np.nan  # not among the first, which are looked at before the run
     np.save(folder / "points.npy", x)
     points = str(folder / "points.npy")
-    nan = ["--data", points, "--set", "training.batch_size=20", "--steps", "60"]
+    nan = ["--data", points, "--set", "training.batch_size=2000", "--steps", "60"]
     small = SMALL[2:]
     told(
         run([*small, *nan, "--set", "data.memory=0", "--set", "data.scaler=none",
@@ -211,7 +211,7 @@ def dead_worker(folder: Path, rng: np.random.Generator) -> None:
         process.wait()
     print(f"  exit code {process.returncode}")
     for line in log.read_text().splitlines():
-        if "worker" in line or "trained" in line or "Error" in line:
+        if "killed" in line or "trained" in line or "Error" in line:
             print(f"  | {line}")
 
 

@@ -251,8 +251,8 @@ def fit_dequantizer(
     Raises:
         ValueError: no length, data that do not fit, or a loss that is not finite.
     """
-    from ..noise import step_seed
     from ..data.batches import Batches
+    from ..noise import step_seed
     from .dequantize import levels_of
 
     scaler = getattr(score, "scaler", None) if scaler is None else scaler

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ class Heldout:
         self.job = job
         self.learner = learner
         self.count = min(limit, len(job.heldout))
+        self.objective = replace(job.objective, drop=0.0)  # what they are given is not taken away
 
     def _generator(self, stream: int) -> torch.Generator:
         seed = step_seed(self.job.training.seed, 0, stream)
@@ -46,7 +48,7 @@ class Heldout:
         job, generator, losses = self.job, self._generator(4), []
         for part in torch.arange(self.count).split(job.training.batch_size):
             x0, cond = self._items(part, generator)
-            losses.append(job.objective(self.learner.averaged, x0, generator=generator, **cond))
+            losses.append(self.objective(self.learner.averaged, x0, generator=generator, **cond))
         return float(torch.cat(losses).mean()) / math.prod(job.train.shape)
 
     @torch.no_grad()

@@ -92,13 +92,15 @@ def prepare(config: Mapping[str, Any], folder: Path, device: torch.device) -> Jo
     likelihood = construct(LikelihoodConfig, config["likelihood"], "likelihood")
     data = construct(DataConfig, config["data"], "data")
     cls: Any = resolve(str(config["sde"].get("name", "vp")), sde, "sde")
-    wanted = {**cls.default_objective, **config["objective"]}
-    objective = build({"name": "dsm", **wanted}, objectives, "objective")
+    objective_section = chosen_objective(config["objective"], cls.default_objective)
     augment = build(data.augment, augment_room, "augment")
     if training.precision == "float16" and device.type != "cuda":
         raise ConfigError(f"training.precision float16 needs CUDA; the device is {device}")
 
     train, heldout = open_splits(data)
+    objective = build_objective(objective_section, train)
+    if training.compile and isinstance(objective, objectives.SecondOrder):
+        raise ConfigError("training.compile cannot be had with objective second-order")
     if training.workers is None:
         training = replace(training, workers=choose_workers(train, local_world()))
     seen = train.probe(PROBE)
@@ -128,14 +130,14 @@ def prepare(config: Mapping[str, Any], folder: Path, device: torch.device) -> Jo
     resolved = {
         **describe_model(model),
         "data": _fields(data),
-        "objective": _fields(objective),
+        "objective": describe(objective),
         "training": _fields(training),
         "sampling": _fields(sampling),
         "likelihood": _fields(likelihood),
     }
     left = remains(process, mean, variance)
     model.to(device)
-    try_network(model, classes, device)
+    try_network(model, classes, device, isinstance(objective, objectives.Hybrid))
     return Job(
         folder, resolved, model, objective, training, sampling, likelihood,
         train, heldout, left, device, augment, data.dequantize,
@@ -147,8 +149,31 @@ def local_world() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def try_network(model: ScoreModel, classes: int | None, device: torch.device) -> None:
+def chosen_objective(section: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
+    """The section of the objective; denoising score matching goes by the process's defaults."""
+    if section.get("name", "dsm") == "dsm":
+        return {"name": "dsm", **usual, **section}
+    return dict(section)
+
+
+def build_objective(section: Mapping[str, Any], train: Source) -> Any:
+    """The objective of a section, for what is trained on."""
+    objective = build(section, objectives, "objective")
+    if isinstance(objective, objectives.Hybrid) and "levels" not in section:
+        return replace(objective, levels=train.levels)
+    return objective
+
+
+def try_network(
+    model: ScoreModel, classes: int | None, device: torch.device, variance: bool = False
+) -> None:
     """Evaluates the network once on noise, at both ends of its times.
+
+    Args:
+        model: the untrained model.
+        classes: of its network, None without a condition.
+        device: where it is.
+        variance: whether the objective trains a variance.
 
     Raises:
         ConfigError: if it does not take such items and conditions, or gives nothing to train.
@@ -162,8 +187,12 @@ def try_network(model: ScoreModel, classes: int | None, device: torch.device) ->
             eps, v = model.noise_and_variance(x, t, **cond)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"net does not take the data: {str(error).splitlines()[0]}") from error
-    if v is not None:
-        raise ConfigError("net.out_channels: nothing here trains a variance; leave it out")
+    if (v is not None) != variance:
+        raise ConfigError(
+            "net.out_channels: objective hybrid alone trains a variance; leave it out"
+            if v is not None
+            else "objective hybrid trains a variance: set net.out_channels to twice the channels"
+        )
     if not bool(eps.isfinite().all()):
         raise ConfigError(
             "net gives no finite output: does parameterization.label suit net.embedding?"

@@ -21,7 +21,7 @@ from ..noise import NoiseSource, step_seed
 from ..world import World
 from .ema import averages
 from .job import Job
-from .parallel import local, replicated, sharded, summed
+from .parallel import averaged, local, replicated, sharded, summed
 from .step_noise import StepNoise
 
 if TYPE_CHECKING:
@@ -80,7 +80,13 @@ class Learner:
         groups = [{"params": list(net.parameters())}]
         if self.own is not None:
             groups.append({"params": list(self.own.parameters())})
-        self.optimizer = torch.optim.Adam(groups, lr=training.lr, fused=job.device.type != "mps")
+        self.optimizer = torch.optim.AdamW(
+            groups,
+            lr=training.lr,
+            betas=training.betas,
+            weight_decay=training.weight_decay,
+            fused=job.fused,
+        )
         self.scaler = torch.amp.GradScaler(  # type: ignore[attr-defined]
             job.device.type, enabled=training.precision == "float16"
         )
@@ -159,6 +165,10 @@ class Learner:
             scale = (training.clip / (norm + 1e-6)).clamp(max=1.0)
             torch._foreach_mul_([local(g) for g in gradients], scale)
         broken = ~norm.isfinite()
+        if self.own is not None:
+            for gradient in (p.grad for p in self.own.parameters() if p.grad is not None):
+                averaged(gradient, self.world.size)
+                broken = broken | ~gradient.isfinite().all()
         if self.scaler.is_enabled():
             self.scaler.step(self.optimizer)
             self.scaler.update()

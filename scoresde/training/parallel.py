@@ -32,3 +32,9 @@ def summed(tensor: Tensor) -> Tensor:
     """The sum of a tensor over the processes, in place, on the device."""
     torch.distributed.all_reduce(tensor)
     return tensor
+
+
+def averaged(gradient: Tensor, processes: int) -> None:
+    """Makes a gradient that DDP does not know of the mean over the processes, in place."""
+    if processes > 1:
+        summed(gradient).div_(processes)

@@ -9,6 +9,7 @@ from .. import grids, solvers
 from ..config import build, unknown
 from ..likelihood.integrate import MAX_NFE
 from ..likelihood.stepped import choose
+from .ema import LONGEST
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class TrainingConfig:
         lr: peak learning rate of Adam.
         warmup: steps over which the learning rate rises from zero.
         decay: course of the learning rate after that, over the run: constant or cosine to zero.
+        betas: decays of the moments of Adam.
+        weight_decay: decoupled decay of the weights (AdamW).
         clip: largest norm of the gradient, 0 for none.
         ema: decay of the average of the weights, which is warmed up.
         half_lives: further averages by their half-lives, in items.
@@ -49,6 +52,8 @@ class TrainingConfig:
     lr: float = 2e-3
     warmup: int = 100
     decay: Literal["constant", "cosine"] = "cosine"
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
     clip: float = 1.0
     ema: float = 0.999
     half_lives: tuple[float, ...] = ()
@@ -78,7 +83,7 @@ class TrainingConfig:
             value = getattr(self, key)
             if value is not None and not value > 0:
                 raise ValueError(f"{key} must be positive, got {value}")
-        for key in ("warmup", "clip", "evaluations", "workers"):
+        for key in ("warmup", "clip", "evaluations", "workers", "weight_decay"):
             if (getattr(self, key) or 0) < 0:
                 raise ValueError(f"{key} must not be negative, got {getattr(self, key)}")
         if not self.lr > 0:
@@ -87,6 +92,10 @@ class TrainingConfig:
             raise ValueError(f"ema must be in [0, 1), got {self.ema}")
         if not all(v > 0 for v in self.half_lives):
             raise ValueError(f"half_lives must be positive, got {list(self.half_lives)}")
+        if not all(0 < v < LONGEST for v in self.lengths):
+            raise ValueError(f"lengths must be in (0, {LONGEST:.4g}), got {list(self.lengths)}")
+        if not all(0 <= v < 1 for v in self.betas):
+            raise ValueError(f"betas must be in [0, 1), got {list(self.betas)}")
 
     @property
     def bounded(self) -> bool:

@@ -18,14 +18,13 @@ from ..data import DataError
 from ..files import CheckpointError
 from ..model import ScoreModel
 from ..world import World
-from . import state
+from . import posthoc, state
 from .finite import Skips, TrainingError, first_bad, read
 from .heldout import BINS, Heldout
 from .interrupt import Interruptible, Terminated
 from .job import Job
 from .learner import Figures, Learner
 from .log import Log
-from .posthoc import save_snapshot
 from .settings import TrainingConfig
 from .track import Tracker, line, tracker
 
@@ -102,6 +101,11 @@ class Trainer:
         self.saved: int | None = None
         self.position: Any = None
         self._loader: Any = None
+
+    @property
+    def model(self) -> ScoreModel:
+        """The model with the weights as they are."""
+        return self.job.model
 
     @property
     def averaged(self) -> ScoreModel:
@@ -181,8 +185,9 @@ class Trainer:
                 self.save()
             if looks.passed(self.progress):
                 self.evaluate()
-            if snapshots.passed(self.progress) and self.world.main:
-                save_snapshot(self.job.folder, self.step, self.learner.averages)
+            if snapshots.passed(self.progress):
+                averages, write = self.learner.averages, self.world.main
+                posthoc.save_snapshot(self.job.folder, self.step, averages, write=write)
             if bar.disable and now - spoken > 60 and self.row:
                 self.say(line(self.row, self.progress))
                 spoken = now
@@ -395,6 +400,7 @@ class Trainer:
         if self.world.main:
             saved_steps.set_aside(run, self.step)
             self.log.rewind(self.step)
+            posthoc.rewind(run, self.step)
             self.row = next(iter(self.log.rows("train")[-1:]), {})
 
     def _damaged(self, text: str) -> None:

@@ -14,7 +14,7 @@ from scoresde.training.job import prepare
         ),
         (
             {"name": "ncsnpp", "preset": "tiny", "out_channels": 2},
-            "nothing here trains a variance",
+            "hybrid alone trains a variance",
         ),
         ({"name": "ncsnpp", "preset": "tiny", "out_channels": 3}, "net does not take the data"),
         ({"name": "ncsnpp", "preset": "tiny", "embedding": "log-fourier"}, "no finite output"),

@@ -20,9 +20,9 @@ def test_the_main_job_in_small(tmp_path, process, predicts):
         "training": {"steps": 60, "batch_size": 64, "evaluations": 0, "ema": 0.9, "warmup": 5},
     }
     trainer = Trainer(prepare(settings, tmp_path, torch.device("cpu")), say=lambda line: None)
-    before = trainer.heldout_errors()
+    before = trainer.heldout.errors()
     trainer.run(show_progress=False)
-    after = trainer.heldout_errors()
+    after = trainer.heldout.errors()
     # In the bins of middling noise, where something can be learned in a second.
     assert sum(after[2:6]) < sum(before[2:6])
     drawn = sd.sample(trainer.averaged, (8, 2), solver="heun", steps=6)
