@@ -7,6 +7,7 @@ import sys
 import textwrap
 import time
 import tracemalloc
+import zipfile
 
 import numpy as np
 import pytest
@@ -192,9 +193,23 @@ def test_what_is_unpacked_is_kept_until_its_source_changes(tmp_path, cache):
     lazily(at)
     lazily(at)
     assert len(list(cache.iterdir())) == 2  # x and y
+    status = at.stat()
+    os.utime(at, ns=(status.st_atime_ns, status.st_mtime_ns + 10**9))  # as long as it was
+    lazily(at)
+    assert len(list(cache.iterdir())) == 4
     np.savez_compressed(at, x=np.ones((60, 7)))
     assert lazily(at)[0].probe(3).unique().tolist() == [1.0]
-    assert len(list(cache.iterdir())) == 3
+    assert len(list(cache.iterdir())) == 5
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_arrays_are_what_was_saved(tmp_path, order, save):
+    x = np.random.default_rng(0).normal(size=(6, 2, 3)).astype(np.float32)
+    save(tmp_path / "a.npz", other=np.zeros(3), x=np.asarray(x, order=order))
+    config = DataConfig(str(tmp_path / "a.npz"), memory=0, heldout=0.2)
+    train, _ = open_splits(config)
+    assert torch.equal(train.load().x, torch.from_numpy(x)[train.index])
 
 
 def test_a_place_that_takes_nothing_is_named(tmp_path, monkeypatch):
@@ -239,6 +254,16 @@ def test_workers_read_what_one_process_reads(tmp_path, make, workers):
     assert torch.equal(torch.random.get_rng_state(), state)
     same(batches(train, Share(8), 9), theirs)
     assert [b.where for b in theirs] == [b.where for b in batches(train, Share(8), 9)]
+
+
+def test_workers_do_not_share_a_place_in_a_zip(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for i in range(40):
+            archive.writestr(f"{i:03}.png", encoded(i, 80))  # of more than a buffer
+    train, _ = lazily(tmp_path / "a.zip")
+    read = batches(train, Share(6, workers=2), 40)
+    assert not [note for b in read for note in b.notes]
+    same(batches(train, Share(6), 40), read)
 
 
 def test_spawned_workers_read_a_zip(tmp_path):
