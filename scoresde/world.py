@@ -232,7 +232,10 @@ def first_to_fail() -> bool:
     The processes of a launcher share its store, where the first leaves a mark. Without such a
     store every process speaks for itself.
     """
-    place = launched()
+    try:
+        place = launched()
+    except ConfigError:  # which is what there is to say
+        return True
     if place is None or place.size == 1:
         return True
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
