@@ -222,13 +222,24 @@ def save_model(model: ScoreModel, folder: Path) -> None:
 def fit(net: nn.Module, tensors: Mapping[str, Tensor], file: Path) -> None:
     """Loads weights strictly, naming the first key or shape that does not fit."""
     expected = net.state_dict()
-    for key in [*expected, *tensors]:
-        if key not in tensors or key not in expected:
-            where = "the file" if key not in tensors else "the network"
-            raise CheckpointError(f"{file} does not fit the network: {key} is not in {where}")
-        if tensors[key].shape != expected[key].shape:
-            raise CheckpointError(
-                f"{file} does not fit the network: {key} is {tuple(tensors[key].shape)}, "
-                f"the network has {tuple(expected[key].shape)}"
-            )
+    compare(
+        {key: tuple(t.shape) for key, t in expected.items()},
+        {key: tuple(t.shape) for key, t in tensors.items()},
+        file,
+    )
     net.load_state_dict(dict(tensors))
+
+
+def compare(
+    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], file: Path
+) -> None:
+    """Refuses shapes in a file that are not those of the network, naming the first."""
+    for key in [*expected, *found]:
+        if key not in found or key not in expected:
+            where = "the file" if key not in found else "the network"
+            raise CheckpointError(f"{file} does not fit the network: {key} is not in {where}")
+        if found[key] != expected[key]:
+            raise CheckpointError(
+                f"{file} does not fit the network: {key} is {found[key]}, "
+                f"the network has {expected[key]}"
+            )

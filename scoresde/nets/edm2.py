@@ -96,13 +96,18 @@ class MPLinear(nn.Module):
         window = () if kernel is None else (kernel, kernel)
         self.weight = nn.Parameter(torch.randn(outside, inside, *window))
 
+    def force_norm(self) -> None:
+        """Brings the weights to unit length, of shared-out ones (FSDP2) this process's rows."""
+        rows = getattr(self.weight.data, "to_local", lambda: self.weight.data)()
+        rows.copy_(normalize(rows, tuple(range(1, rows.ndim))))
+
     def forward(self, x: Tensor, gain: float | Tensor = 1.0) -> Tensor:
         """``(B, inside, ...)`` to ``(B, outside, ...)``, times ``gain``."""
         dims = tuple(range(1, self.weight.ndim))
         if self.training:
             # Through .data, since a second pass before the backward pass of a first one is
             # harmless: the weights are a fixed point by then. So is recomputing a block.
-            self.weight.data.copy_(normalize(self.weight.data, dims))
+            self.force_norm()
         weight = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
         scale = gain / math.sqrt(self.weight[0].numel())
         weight = (normalize(weight, dims) * scale).to(x.dtype)

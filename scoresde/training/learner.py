@@ -21,7 +21,7 @@ from ..noise import NoiseSource, step_seed
 from ..world import World
 from .ema import averages
 from .job import Job
-from .parallel import averaged, local, replicated, sharded, summed
+from .parallel import averaged, check, local, normalise, replicated, sharded, summed
 from .step_noise import StepNoise
 
 if TYPE_CHECKING:
@@ -62,15 +62,19 @@ class Learner:
         self.share = Share(
             training.batch_size, training.seed, world.rank, world.size, training.workers or 0
         )
-        net = job.model.net
-        if training.shard:
-            sharded(net)
+        check(training, world.size)
+        self.shared = training.shard and world.size > 1
+        """Whether the processes share the weights out."""
+        net = job.model.net.to("cpu") if self.shared else job.model.net
         self.averages: list[EMA] = averages(
             net, training.ema, training.half_lives, training.lengths
         )
+        if self.shared:
+            for each in (net, *(average.net for average in self.averages)):
+                sharded(each, job.device)
         if training.compile:
             net.compile()
-        self.net = net if training.shard or world.size == 1 else replicated(net, job.device)
+        self.net = net if self.shared or world.size == 1 else replicated(net, job.device)
         self.model = _like(job.model, self.net, "raw")
         self.averaged = _like(job.model, self.averages[0].net, "ema").eval()
         self.parameters = dict(net.named_parameters())
@@ -105,6 +109,8 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
+        if self.shared:
+            normalise(self.job.model.net)
         piece = size // training.accumulate
         found = []
         for start in range(0, size, piece):
@@ -158,7 +164,7 @@ class Learner:
         found = {k: p.grad for k, p in self.parameters.items() if p.grad is not None}
         self.graded, gradients = list(found), list(found.values())
         norms = torch.stack(torch._foreach_norm([local(g) for g in gradients]))
-        if training.shard:
+        if self.shared:
             norms = summed(norms.square()).sqrt()
         norm = norms.norm()
         if training.clip:

@@ -2,8 +2,46 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
+
+from ..config import ConfigError
+
+if TYPE_CHECKING:
+    from .settings import TrainingConfig
+
+
+def check(training: TrainingConfig, processes: int) -> None:
+    """Refuses a run that so many processes cannot train.
+
+    Raises:
+        ConfigError: if the batch cannot be shared out, or the weights cannot.
+    """
+    parts = processes * training.accumulate
+    if training.batch_size % parts:
+        raise ConfigError(
+            f"training.batch_size {training.batch_size} cannot be shared out: it must be a "
+            f"multiple of {parts}, which is {processes} process{'es' * (processes > 1)} times "
+            f"training.accumulate {training.accumulate}"
+        )
+    if training.shard and training.precision == "float16":
+        raise ConfigError(
+            "training.shard cannot be had with training.precision float16: accepted are float32 "
+            "and bfloat16"
+        )
+
+
+def normalise(net: nn.Module) -> None:
+    """Brings shared-out weights of a forced norm to it, which unshared ones do in their forward.
+
+    There the rows of other processes are copies, and what is done to them is lost.
+    """
+    for module in net.modules():
+        force = getattr(module, "force_norm", None)
+        if force is not None:
+            force()
 
 
 def replicated(net: nn.Module, device: torch.device) -> nn.Module:
@@ -21,11 +59,42 @@ def local(tensor: Tensor) -> Tensor:
     return part
 
 
-def sharded(net: nn.Module) -> None:
-    """Shares the weights of the network out over the processes, in place."""
+def units(net: nn.Module) -> list[nn.Module]:
+    """The blocks of a network that are gathered and let go as one.
+
+    A module without a forward of its own, as ``nn.ModuleList`` and ``nn.ModuleDict`` are, only
+    holds others, which the network calls: these are the blocks, the outermost of those within each
+    other. What the network has besides stays with it, so that it may use single weights by hand.
+    """
+    found: list[nn.Module] = []
+    for child in net.children():
+        held, holds = (type(m).forward is nn.Module.forward for m in (net, child))
+        if held and not holds and any(True for _ in child.parameters()):
+            found.append(child)
+        else:
+            found += units(child)
+    return list(dict.fromkeys(found))
+
+
+def sharded(net: nn.Module, device: torch.device) -> None:
+    """Shares the weights of a network out over the processes, in place (FSDP2).
+
+    Each process keeps some rows of every weight, in the dtype it has, and the rest is there while
+    a block computes.
+
+    Args:
+        net: the network, best on the CPU: a block at a time is then whole on the device.
+        device: where it computes.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    fully_shard(net)
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    for parameter in net.parameters():
+        parameter.data = parameter.data.contiguous()  # as it takes them
+    for unit in units(net):
+        fully_shard(unit, mesh=mesh)
+    fully_shard(net, mesh=mesh)
 
 
 def summed(tensor: Tensor) -> Tensor:
