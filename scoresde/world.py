@@ -196,8 +196,27 @@ def _join(place: Place, device_name: str) -> World:
     device = World(*place).device(device_name)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, **_fresh(place))
     return World(*place, dist.new_group(backend="gloo", timeout=PATIENCE))
+
+
+def _fresh(place: Place) -> dict[str, Any]:
+    """Where the processes of torchrun on one machine meet: at each restart anew.
+
+    Its store outlives a restart, and with it the addresses of the processes before, which would
+    be called in vain. Of many machines the restarts are not counted alike.
+    """
+    count = os.environ.get("TORCHELASTIC_RESTART_COUNT")
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if not count or not shared or os.environ.get("LOCAL_WORLD_SIZE") != str(place.size):
+        return {}
+    import torch.distributed as dist
+
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False)
+    fresh = dist.PrefixStore(f"scoresde/restart/{count}", store)
+    return {"store": fresh, "rank": place.rank, "world_size": place.size}
 
 
 def _leave(failed: bool) -> None:

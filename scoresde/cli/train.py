@@ -127,11 +127,13 @@ def command(
         device = world.device(device_name)
 
         from ..training import prepare
+        from ..training.parallel import check
 
         if resume:
             job = resumed(folder, config, device)
         else:
             job = prepare(with_bounds(config), folder, device)
+        check(job.training, world.size)
         summarise(job, world)
         if dry_run:
             return

@@ -25,6 +25,7 @@ from .interrupt import Interruptible, Terminated
 from .job import Job
 from .learner import Figures, Learner
 from .log import Log
+from .memory import kept_memory
 from .settings import TrainingConfig
 from .track import Tracker, line, tracker
 
@@ -133,7 +134,8 @@ class Trainer:
 
         Raises:
             TrainingError: after too many steps in a row that were not finite.
-            DataError: for data that cannot be read; everything is saved before.
+            DataError: for data that cannot be read; one process saves everything before, many
+                end at once, and the last checkpoint stays.
             CheckpointError: if a checkpoint cannot be written; those before it stay.
             KeyboardInterrupt: at Ctrl-C, after the step has ended and has been saved.
             Terminated: at SIGTERM, likewise.
@@ -144,6 +146,7 @@ class Trainer:
         with (
             self.recorded(),
             self.tracking(),
+            kept_memory(self.job.device),
             tqdm(total=1000, disable=not show_progress, bar_format=BAR, leave=False) as bar,
             Interruptible() as stop,
         ):
@@ -151,7 +154,8 @@ class Trainer:
             try:
                 asked = self._loop(bar, stop)
             except DataError:
-                self.save()
+                if self.world.size == 1:  # the others are in the middle of a step
+                    self.save()
                 raise
             self.save()
         self.job.model.eval()
