@@ -21,7 +21,7 @@ from ..noise import NoiseSource, step_seed
 from ..world import World
 from .ema import averages
 from .job import Job
-from .parallel import averaged, check, local, normalise, replicated, sharded, summed
+from .parallel import averaged, check, local, normalise, replicated, sharded, summed, whole
 from .step_noise import StepNoise
 
 if TYPE_CHECKING:
@@ -109,8 +109,6 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        if self.shared:
-            normalise(self.job.model.net)
         piece = size // training.accumulate
         found = []
         for start in range(0, size, piece):
@@ -163,8 +161,15 @@ class Learner:
         self.scaler.unscale_(self.optimizer)
         found = {k: p.grad for k, p in self.parameters.items() if p.grad is not None}
         self.graded, gradients = list(found), list(found.values())
+        if self.shared:
+            normalise(self.job.model.net)
+            for gradient in whole(gradients):
+                averaged(gradient, self.world.size)
         norms = torch.stack(torch._foreach_norm([local(g) for g in gradients]))
         if self.shared:
+            if not self.world.main and whole(gradients):  # which count once
+                shares = [float(hasattr(g, "to_local")) for g in gradients]
+                norms = torch.where(norms.new_tensor(shares) > 0, norms, 0.0)
             norms = summed(norms.square()).sqrt()
         norm = norms.norm()
         if training.clip:

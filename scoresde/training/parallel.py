@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import inspect
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -34,13 +36,14 @@ def check(training: TrainingConfig, processes: int) -> None:
 
 
 def normalise(net: nn.Module) -> None:
-    """Brings shared-out weights of a forced norm to it, which unshared ones do in their forward.
+    """Brings shared-out weights of a forced norm to it, which whole ones do in their forward.
 
-    There the rows of other processes are copies, and what is done to them is lost.
+    There the rows of other processes are copies, and what is done to them is lost. Called before
+    the optimizer's step, on the weights that a forward has used: those with a gradient.
     """
     for module in net.modules():
         force = getattr(module, "force_norm", None)
-        if force is not None:
+        if force is not None and any(p.grad is not None for p in module.parameters()):
             force()
 
 
@@ -92,9 +95,25 @@ def sharded(net: nn.Module, device: torch.device) -> None:
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     for parameter in net.parameters():
         parameter.data = parameter.data.contiguous()  # as it takes them
+    alone = {parameter for parameter in net.parameters() if not parameter.ndim}
+    options: dict[str, Any] = {"mesh": mesh}
+    if alone:  # single numbers have no rows: each process holds them, see `whole`
+        if "ignored_params" not in inspect.signature(fully_shard).parameters:
+            raise ConfigError(
+                "training.shard: the network has weights of single numbers, which this version "
+                "of torch cannot share out; 2.7 can"
+            )
+        options["ignored_params"] = alone
+        for parameter in alone:
+            parameter.data = parameter.data.to(device)
     for unit in units(net):
-        fully_shard(unit, mesh=mesh)
-    fully_shard(net, mesh=mesh)
+        fully_shard(unit, **options)
+    fully_shard(net, **options)
+
+
+def whole(gradients: Iterable[Tensor]) -> list[Tensor]:
+    """Of the gradients of a shared-out network those that each process holds whole."""
+    return [gradient for gradient in gradients if not hasattr(gradient, "to_local")]
 
 
 def summed(tensor: Tensor) -> Tensor:
