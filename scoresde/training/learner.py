@@ -109,6 +109,8 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
+        if self.shared:
+            normalise(self.job.model.net)
         piece = size // training.accumulate
         found = []
         for start in range(0, size, piece):
@@ -162,7 +164,6 @@ class Learner:
         found = {k: p.grad for k, p in self.parameters.items() if p.grad is not None}
         self.graded, gradients = list(found), list(found.values())
         if self.shared:
-            normalise(self.job.model.net)
             for gradient in whole(gradients):
                 averaged(gradient, self.world.size)
         norms = torch.stack(torch._foreach_norm([local(g) for g in gradients]))

@@ -39,11 +39,11 @@ def normalise(net: nn.Module) -> None:
     """Brings shared-out weights of a forced norm to it, which whole ones do in their forward.
 
     There the rows of other processes are copies, and what is done to them is lost. Called before
-    the optimizer's step, on the weights that a forward has used: those with a gradient.
+    the forward, since the backward gathers the weights anew and has to find the same.
     """
     for module in net.modules():
         force = getattr(module, "force_norm", None)
-        if force is not None and any(p.grad is not None for p in module.parameters()):
+        if force is not None:
             force()
 
 
@@ -92,6 +92,8 @@ def sharded(net: nn.Module, device: torch.device) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    if device.type == "cpu" and torch.__version__.startswith("2.6."):
+        raise ConfigError("training.shard on the CPU needs a newer torch than 2.6")
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     for parameter in net.parameters():
         parameter.data = parameter.data.contiguous()  # as it takes them

@@ -183,14 +183,12 @@ def difference(one: Path, two: Path, first: int = 1) -> float:
     return worst
 
 
-def weights_differ(one: Path, two: Path, name: str, step: int = 8) -> float:
-    """The largest difference between the tensors of two checkpoints."""
-    a, b = (
-        read_tensors(f / f"checkpoints/step-{step:09d}/{name}.safetensors") for f in (one, two)
-    )
+def weights_differ(one: Path, two: Path, name: str, but: str = "-") -> float:
+    """The largest difference between the tensors of two checkpoints, without those of a name."""
+    a, b = (read_tensors(f / f"checkpoints/step-000000008/{name}.safetensors") for f in (one, two))
     assert a.keys() == b.keys()
     assert all(a[k].dtype == b[k].dtype for k in a)
-    return max(float((a[k].double() - b[k].double()).abs().max()) for k in a)
+    return max(float((a[k].double() - b[k].double()).abs().max()) for k in a if but not in k)
 
 
 def at_step_4(run: Path, copy: Path) -> Path:

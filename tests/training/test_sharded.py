@@ -25,11 +25,13 @@ from scoresde import nets
 from scoresde.files import CheckpointError, read_tensors, write_tensors
 from scoresde.saved_steps import damage, latest_checkpoint
 from scoresde.training import storage
-from scoresde.training.parallel import sharded, units
+from scoresde.training.parallel import normalise, sharded, units
 
 pytest.importorskip("torch.distributed.fsdp", reason="no torch.distributed")
 if not hasattr(torch.distributed.fsdp, "fully_shard"):
     pytest.skip("this torch has no FSDP2", allow_module_level=True)
+if torch.__version__.startswith("2.6."):
+    pytest.skip("FSDP2 of torch 2.6 wants a GPU", allow_module_level=True)
 
 SAME = 1e-6
 SHARD = {"shard": True}
@@ -74,9 +76,9 @@ def test_shared_out_weights_are_trained_as_whole_ones(runs, run):
 
 def test_a_norm_that_the_forward_forces_is_forced_on_the_shards(runs):
     assert difference(runs / "one-edm2", runs / "two-edm2") < 1e-5
-    assert (
-        weights_differ(runs / "one-edm2", runs / "two-edm2", "raw") < 1e-4
-    )  # weights are of unit size
+    # One process leaves weights that nothing uses as they are; those in use are of unit size.
+    unused = "uncertainty"
+    assert weights_differ(runs / "one-edm2", runs / "two-edm2", "raw", but=unused) < 1e-4
 
 
 def test_half_precision_agrees_to_its_digits(runs):
@@ -171,14 +173,15 @@ NETS = {
 @pytest.mark.parametrize("name", NETS)
 def test_every_network_can_be_shared_out_by_its_blocks(name, alone):
     torch.manual_seed(0)
-    whole, shared = NETS[name](), NETS[name]()
+    whole, shared = NETS[name]().double(), NETS[name]().double()
     for parameter in whole.parameters():
         parameter.data.normal_(std=0.2)
     shared.load_state_dict(whole.state_dict())
     blocks = sum(p.numel() for unit in units(shared) for p in unit.parameters())
     assert blocks > 0.4 * sum(p.numel() for p in shared.parameters())
     sharded(shared, torch.device("cpu"))
-    x, noise = torch.randn(2, *whole.shape), torch.rand(2)
+    normalise(shared)
+    x, noise = torch.randn(2, *whole.shape).double(), torch.rand(2).double()
     outs = [net(x, noise) for net in (whole, shared)]
     assert torch.allclose(*outs, rtol=0, atol=1e-5 * float(outs[0].abs().max()))
     for out in outs:
