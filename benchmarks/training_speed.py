@@ -43,7 +43,8 @@ from scoresde.cost import cost
 from scoresde.data import DataConfig, Dataset, Share, open_splits
 from scoresde.training.job import Job, prepare
 from scoresde.training.learner import Learner
-from scoresde.training.trainer import LOG_EVERY, Trainer
+from scoresde.training.trainer import Trainer
+from scoresde.training.watch import LOG_EVERY
 
 WARM = 2
 """Rounds that are not counted."""
@@ -276,7 +277,7 @@ def waiting(items: Tensor, folder: Path, args: argparse.Namespace) -> str:
     job = prepare(config, folder / "waiting", torch.device(args.device))
     trainer = Trainer(job, lambda text: None)
     trainer.run(show_progress=False)
-    row = trainer.log.rows("train")[-2]  # the rows before the workers were at speed left out
+    row = trainer.watch.log.rows("train")[-2]  # the rows before the workers were at speed left out
 
     train, _ = open_splits(DataConfig(source=str(folder / "pictures"), memory=0))
     loader = train.loader(Share(16, workers=args.workers))

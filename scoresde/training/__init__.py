@@ -5,8 +5,9 @@ from .finite import TrainingError
 from .interrupt import RESTART, Terminated
 from .job import DEFAULT, Job, prepare
 from .objective import DSM
+from .pace import Budget
 from .settings import LikelihoodConfig, SamplingConfig, TrainingConfig
-from .trainer import Budget, Trainer
+from .trainer import Trainer
 
 __all__ = [
     "DEFAULT",

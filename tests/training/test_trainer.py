@@ -92,10 +92,10 @@ def test_a_second_ctrl_c_does_not_wait(interruptible):
 def test_resuming_drops_what_was_logged_after_the_checkpoint(tmp_path):
     trainer = make(tmp_path, steps=4)
     trainer.run(show_progress=False)
-    trainer.log.append("train", step=9, loss=1.0)
+    trainer.watch.log.append("train", step=9, loss=1.0)
     again = make(tmp_path, steps=4)
     again.resume()
-    assert [row["step"] for row in again.log.rows("train")] == [1, 4]
+    assert [row["step"] for row in again.watch.log.rows("train")] == [1, 4]
 
 
 def test_the_seed_decides_the_run(tmp_path):
@@ -130,7 +130,7 @@ def test_sigterm_saves_and_asks_for_a_restart(tmp_path):
     again.run(show_progress=False)
     whole, halves = stored(tmp_path / "whole"), stored(tmp_path / "halves")
     assert all(torch.equal(whole[key], halves[key]) for key in whole)
-    kinds = [row["kind"] for row in again.log.rows("events")]
+    kinds = [row["kind"] for row in again.watch.log.rows("events")]
     assert kinds == ["start", "stop", "resume", "end"]
 
 
@@ -178,8 +178,8 @@ def test_a_step_that_is_not_finite_is_named_and_changes_nothing(tmp_path):
     assert said == [
         f"step 1 is not finite and skipped: {named} of the data holds values that are not finite"
     ]
-    assert trainer.log.rows("events")[0]["kind"] == "skip"
-    row = trainer.log.rows("train")[-1]
+    assert trainer.watch.log.rows("events")[0]["kind"] == "skip"
+    row = trainer.watch.log.rows("train")[-1]
     assert row["skipped"] == 1
     assert row["loss"] > 0  # of the steps that were finite
 
@@ -220,10 +220,10 @@ def test_a_run_stops_after_too_many_bad_steps_in_a_row_and_keeps_the_checkpoint(
     spoil(trainer, 25, 40)
     with pytest.raises(TrainingError, match="3 steps in a row were not finite"):
         trainer.run(show_progress=False)
-    assert trainer.skips.total >= 5
+    assert trainer.watch.skips.total >= 5
     for key, value in stored(tmp_path).items():
         assert value.isfinite().all(), key
-    assert trainer.log.rows("events")[-1]["kind"] == "error"
+    assert trainer.watch.log.rows("events")[-1]["kind"] == "error"
 
 
 def test_weights_that_are_not_finite_are_never_written(tmp_path):
