@@ -39,6 +39,9 @@ DEFAULT_MINUTES = 2.0
 @click.option("--steps", type=click.IntRange(min=1), help="Length of the run in steps,")
 @click.option("--epochs", type=click.FloatRange(min=0, min_open=True), help="in passes, or")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="in minutes.")
+@click.option(
+    "--from", "start", metavar="MODEL", help="Train a run or a model of any kind further."
+)
 @click.option("--tune-schedule", is_flag=True, help="Learn which noise levels to train on most.")
 @click.option("--resume", is_flag=True, help="Go on with the run in the folder.")
 @click.option(
@@ -61,6 +64,7 @@ def command(
     steps: int | None,
     epochs: float | None,
     minutes: float | None,
+    start: str | None,
     tune_schedule: bool,
     resume: bool,
     restartable: bool,
@@ -81,6 +85,7 @@ def command(
       scoresde train --sde ve --sigma-max auto --data moons --steps 2000
       scoresde train --config configs/mnist.yaml --data path/to/mnist --minutes 60
       scoresde train --out runs/digits-vp --resume --steps 6000
+      scoresde train --from runs/digits-vp --set objective.name=second-order --out runs/finer
       torchrun --nproc-per-node 8 -m scoresde train --config configs/edm-cifar10.yaml \\
           --data path/to/cifar10 --restartable
 
@@ -131,6 +136,8 @@ def command(
 
         if resume:
             job = resumed(folder, config, device)
+        elif start is not None:
+            job = further(start, with_bounds(config), folder, device)
         else:
             job = prepare(with_bounds(config), folder, device)
         check(job.training, world.size)
@@ -209,6 +216,29 @@ def resumed(folder: Path, asked: dict[str, Any], device: torch.device) -> Job:
     for part in ("shape", "scaler"):
         if job.config[part] != stored.get(part):
             raise ConfigError(f"the data of {folder} have changed since: another {part} fits them")
+    return job
+
+
+def further(start: str, config: dict[str, Any], folder: Path, device: torch.device) -> Job:
+    """The job that trains a model further: what the configuration leaves open is the model's.
+
+    Raises:
+        CheckpointError: if there is no such model, or its weights do not fit what is asked for.
+    """
+    from ..checkpoint import describe_model, fit, load
+    from ..config import merge
+    from ..training import prepare
+
+    model = load(start)
+    told = describe_model(model)
+    kept = {section: told[section] for section in ("sde", "parameterization", "net")}
+    job = prepare(merge(kept, config), folder, device)
+    fit(job.model.net, model.net.state_dict(), Path(start))
+    if model.scaler is not None and model.scaler != job.model.scaler:
+        options.speak(
+            f"Warning: the data are scaled by {job.model.scaler}, those of {start} by "
+            f"{model.scaler}: the model will have to learn another range"
+        )
     return job
 
 
