@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -189,8 +190,9 @@ def _serve(
     """Takes as many steps as it is asked for, until that is none."""
     torch.set_num_threads(settings.threads)
     loop = Loop(network, settings, torch.from_numpy(items), levels)
-    while steps := pipe.recv():
-        began = now()
-        for _ in range(steps):
-            loop()  # reading the loss waits for the device
-        pipe.send((now() - began) / steps)
+    with suppress(EOFError):  # the other process has ended
+        while steps := pipe.recv():
+            began = now()
+            for _ in range(steps):
+                loop()  # reading the loss waits for the device
+            pipe.send((now() - began) / steps)
