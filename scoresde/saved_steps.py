@@ -82,9 +82,7 @@ def finish(run: Path, draft: Path, state: Mapping[str, Any], keep: int) -> Path:
         names = sorted(p.relative_to(draft).as_posix() for p in draft.rglob("*") if p.is_file())
         write_text(draft / SUMS, "".join(f"{checksum(draft / n)}  {n}\n" for n in names))
         sync(draft)
-        if target.exists():  # of the same step: this one is known to be whole
-            _remove(target)
-        os.replace(draft, target)
+        _exchange(draft, target)
         sync(draft.parent)
     except OSError as error:
         raise CheckpointError(f"cannot write {target}: {error.strerror or error}") from error
@@ -93,6 +91,21 @@ def finish(run: Path, draft: Path, state: Mapping[str, Any], keep: int) -> Path:
     for old in step_folders(run)[:-keep]:
         _remove(old)
     return target
+
+
+def _exchange(draft: Path, target: Path) -> None:
+    """Moves a draft to its place; a checkpoint of the same step that is there goes last."""
+    before = draft.with_name(f".draft-{target.name}")
+    shutil.rmtree(before, ignore_errors=True)
+    if target.exists():
+        os.replace(target, before)
+    try:
+        os.replace(draft, target)
+    except BaseException:
+        if before.exists():
+            os.replace(before, target)
+        raise
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def _remove(folder: Path) -> None:
@@ -166,4 +179,6 @@ def set_aside(run: Path, step: int) -> None:
     """Renames the checkpoints after ``step``, which a run that goes on from it makes again."""
     for folder in step_folders(run):
         if step_of(folder) > step:
-            os.replace(folder, folder.with_name(f"damaged-{folder.name}"))
+            aside = folder.with_name(f"damaged-{folder.name}")
+            shutil.rmtree(aside, ignore_errors=True)  # a rename needs a free name
+            os.replace(folder, aside)
