@@ -72,7 +72,8 @@ def read(pending: Sequence[Figures]) -> list[Figures]:
     scalars = torch.stack([torch.stack([f.norm, f.bad.to(f.norm.dtype)]) for f in pending]).cpu()
     losses = torch.stack([f.loss for f in pending]).cpu()
     sound = torch.stack([f.sound for f in pending]).cpu()
+    log_snr = torch.stack([f.log_snr for f in pending]).cpu()
     return [
-        Figures(losses[i], f.log_snr, sound[i], scalars[i, 0], scalars[i, 1], f.where)
+        Figures(losses[i], log_snr[i], sound[i], scalars[i, 0], scalars[i, 1], f.where)
         for i, f in enumerate(pending)
     ]

@@ -97,7 +97,8 @@ class Hybrid(DSM):
         time, c_out = time.expand(len(x0)), c_out.expand(len(x0))
         terms = self.terms(model.sde, time, x0, error.detach(), c_out, v)
         scale = self.vlb * self.times.length(model.sde) / math.log(2)
-        return simple + scale * correction.to(simple.device, simple.dtype) * terms
+        correction = correction.to(simple.device, simple.dtype, non_blocking=True)
+        return simple + scale * correction * terms
 
     def terms(
         self, sde: GaussianSDE, t: Tensor, x0: Tensor, error: Tensor, c_out: Tensor, v: Tensor

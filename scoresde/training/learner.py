@@ -36,7 +36,7 @@ class Figures(NamedTuple):
     loss: Tensor
     """Loss of each item, a dimension, ``(b,)``."""
     log_snr: Tensor
-    """Log-SNR that each item was trained at, ``(b,)``, on the CPU."""
+    """Log-SNR that each item was trained at, ``(b,)``, on the CPU but for learned times."""
     sound: Tensor
     """Whether each item holds finite values alone, ``(b,)``."""
     norm: Tensor
