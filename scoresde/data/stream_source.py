@@ -200,7 +200,6 @@ class StreamLoader(Loader):
         source, notes = self._source, self._notes
         reader = self._step % self._readers
         portion = self._read(notes)
-        self._positions[reader] = portion.position
         for where, message in portion.bad:
             if where not in self._named:
                 self._named.add(where)
@@ -211,6 +210,7 @@ class StreamLoader(Loader):
         self._notes = []
         new = tuple(note for note in dict.fromkeys(notes) if note not in self._said)
         self._said |= set(new)
+        self._positions[reader] = portion.position  # what an error keeps back is not passed over
         self._step += 1
         return Batch(portion.x, portion.y, portion.where, new)
 

@@ -193,6 +193,26 @@ def test_an_unreadable_item_is_replaced_named_once_and_too_many_stop(tmp_path):
             list(islice(loader, 6))
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_an_error_has_kept_back_comes_again(tmp_path, workers):
+    members = dict(pictures(range(8)))
+    for number in (2, 5, 6):
+        members[f"00000{number}.png"] = b"no picture"
+    shards = TarShards("damaged", (write(tmp_path / "a.tar", members.items()),))
+    share = Share(2, seed=1, workers=workers)
+    patient = StreamSource(shards, FORM, tuple("012"), buffer=4, unreadable=3)
+    with patient.loader(share) as loader:
+        batches = list(islice(loader, 8))
+    with StreamSource(shards, FORM, tuple("012"), buffer=4, unreadable=2).loader(share) as loader:
+        done = []
+        with pytest.raises(DataError, match="more than 2"):
+            done.extend(loader)
+        state = loader.state()
+    assert 0 < len(done) < 7
+    with patient.loader(share, len(done), state) as loader:
+        assert same(next(loader), batches[len(done)])
+
+
 def test_a_block_without_a_readable_item_borrows_from_the_next(tmp_path):
     members = dict(pictures(range(4)))
     members["000001.png"] = b""
