@@ -19,8 +19,8 @@ from scoresde.data.pictures import PICTURES, open_pictures
 from scoresde.data.tables import open_tables, read_tables
 
 ACCEPTED = (
-    ".npy, .npz, .safetensors, .parquet, IDX images, .zip of pictures, "
-    "or a folder of pictures, parquet, IDX files or latents"
+    ".npy, .npz, .safetensors, .parquet, .tar, IDX images, .zip of pictures, "
+    "or a folder of pictures, parquet, .tar, IDX files or latents"
 )
 
 
@@ -39,8 +39,8 @@ def open_path(path: Path) -> dict[str, Reader]:
         if found := open_idx(path) or open_pictures(path) or open_latents(path):
             return found
         raise DataError(
-            f"{path.name}: holds no pictures ({', '.join(PICTURES)}), no parquet, no IDX files "
-            "and no latents (.npy, .npz, .safetensors)"
+            f"{path.name}: holds no pictures ({', '.join(PICTURES)}), no parquet, no .tar, "
+            "no IDX files and no latents (.npy, .npz, .safetensors)"
         )
     suffix = path.suffix.lower()
     if suffix in (".npy", ".npz"):

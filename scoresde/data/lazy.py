@@ -155,13 +155,22 @@ class LazySource:
         x = torch.empty(len(self), *self.shape, dtype=dtype)
         labels: list[Tensor] = []
         bad: dict[int, str] = {}
+        first = ""  # the name of an item with values that are not finite
         for positions in torch.arange(len(self)).split(BLOCK):
             read = self.read(positions.tolist())
             x[positions] = read.x
+            finite = read.x.isfinite().flatten(1).all(1) if read.x.is_floating_point() else None
+            if not first and finite is not None and not finite.all():
+                first = read.where[int((~finite).nonzero()[0])]
             labels += [] if read.y is None else [read.y]
             bad |= dict(read.bad)
             if len(bad) > self.unreadable:
                 raise too_many(list(bad.values())[-1], self.unreadable)
+        if first:
+            raise DataError(
+                f"{self.name}: {int((~x.isfinite()).sum())} of {x.numel()} values are not finite "
+                f"in float32, the first in {first}; remove or replace them"
+            )
         y = torch.cat(labels) if labels else None
         if bad and not stand_ins:
             kept = torch.ones(len(self), dtype=torch.bool)

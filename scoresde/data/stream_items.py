@@ -122,7 +122,7 @@ def survey(name: str, records: Sequence[Record], size: int | None, classes: int 
         except UnreadableError as unreadable:
             error = error or unreadable
     if not found:
-        raise DataError(str(error) if error else f"{name}: holds no items")
+        raise DataError(str(error) if error else f"{name}: holds no items (pictures or arrays)")
     first, head = found[0]
     shape = first.shape
     if "picture" in head.parts:

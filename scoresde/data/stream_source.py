@@ -155,8 +155,8 @@ class StreamLoader(Loader):
         lanes, shards = share.world * self._readers, len(source.shards)
         if lanes > shards:
             self._notes.append(
-                f"{source.name}: {shards} shards for {lanes} readers; each reads all of them and "
-                f"keeps every {lanes}th item: more shards, or fewer training.workers, are faster"
+                f"{source.name}: fewer shards ({shards}) than readers ({lanes}); each reads all "
+                f"and keeps one item in {lanes}; more shards or fewer training.workers are faster"
             )
 
     @property

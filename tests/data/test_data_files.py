@@ -107,7 +107,7 @@ def test_non_finite_arrays_are_refused(tmp_path):
     x = np.ones((5, 2))
     x[3, 1] = np.nan
     np.save(tmp_path / "a.npy", x)
-    with pytest.raises(DataError, match=r"a\.npy: 1 of 10 .* item 3"):
+    with pytest.raises(DataError, match=r"a\.npy: 1 of 10 .* a\.npy, row 3;"):
         load(str(tmp_path / "a.npy"))
 
 
@@ -282,7 +282,7 @@ def test_numeric_columns_are_the_entries_of_vectors(tmp_path):
     assert data.x.tolist() == [[1.0, 0.5], [2.0, 1.5]]
     assert data.levels is None
     pq.write_table(pa.table({"a": [1, None], "b": [0.5, 1.5]}), at)
-    with pytest.raises(DataError, match=r"1 of 4 values .* item 1"):
+    with pytest.raises(DataError, match=r"1 of 4 values .* t\.parquet, row 1;"):
         load(str(at))
     pq.write_table(pa.table({"name": ["u", "v"]}), at)
     with pytest.raises(DataError, match="columns name"):

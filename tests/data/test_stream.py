@@ -142,7 +142,7 @@ def test_a_state_of_other_terms_begins_a_fresh_pass(source):
 def test_few_shards_for_many_readers_are_noted_once(source):
     with source.loader(Share(4, world=4)) as loader:
         first, second = islice(loader, 2)
-    assert "3 shards for 4 readers" in first.notes[0]
+    assert "fewer shards (3) than readers (4)" in first.notes[0]
     assert not second.notes
 
 
