@@ -140,7 +140,7 @@ def validate(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         key = str(first["loc"][0])
-        wanted = first["msg"][0].lower() + first["msg"][1:]
+        wanted = first["msg"][0].lower() + first["msg"][1:].replace("valid tuple", "list")
         raise ConfigError(f"{where}.{key}: {wanted}, got {values[key]!r}") from error
     return {key: getattr(checked, key) for key in values}
 

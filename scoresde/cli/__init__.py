@@ -76,6 +76,7 @@ def main() -> None:
     debug = os.environ.get("SCORESDE_DEBUG", "") not in ("", "0")
     # Read when torch loads: threads that spin while they wait crawl beside any busy process.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # it says each retry over two lines
     warnings.formatwarning = _warning
     try:
         if not leads():

@@ -86,7 +86,7 @@ def command(
       scoresde train --config configs/mnist.yaml --data path/to/mnist --minutes 60
       scoresde train --out runs/digits-vp --resume --steps 6000
       scoresde train --from runs/digits-vp --set objective.name=second-order --out runs/finer
-      torchrun --nproc-per-node 8 -m scoresde train --config configs/edm-cifar10.yaml \\
+      torchrun --nproc-per-node 8 -m scoresde train --config configs/cifar10-edm.yaml \\
           --data path/to/cifar10 --restartable
 
     Ctrl-C and SIGTERM end the run after the step and save it; SIGTERM, by which machines are
@@ -117,6 +117,8 @@ def command(
     if any(v is not None for v in bounds.values()):
         config.setdefault("training", {}).update(bounds)
 
+    if start is not None and resume:
+        raise click.UsageError("--resume goes on with the weights of the run: leave out --from")
     if tune_schedule:
         config.setdefault("objective", {})["times"] = "learned"
 
@@ -125,6 +127,8 @@ def command(
         if restartable:
             resume = world.broadcast(bool(step_folders(folder)))
             overwrite = not resume and is_run(folder)  # it ended before anything was saved
+        if resume and not step_folders(folder):
+            raise ValueError(f"no run to go on with: {folder} holds no checkpoint")
         if not resume and world.main:
             refuse_existing(folder, overwrite)
         options.check_writable(folder / "config.yaml")
@@ -195,23 +199,31 @@ def resumed(folder: Path, asked: dict[str, Any], device: torch.device) -> Job:
         ConfigError: if a section that makes the model, or the data, is no longer the same.
     """
     from ..checkpoint import locate
-    from ..config import SECTIONS, ConfigError, merge, read_yaml
+    from ..config import SECTIONS, ConfigError, construct, describe, merge, read_yaml
+    from ..data import DataConfig
     from ..training import prepare
 
     stored = read_yaml(locate(folder) / "config.yaml")
     kept = {k: v for k, v in stored.items() if k in SECTIONS}
     going = {k: v for k, v in asked.items() if k in ("training", "sampling", "likelihood")}
-    job = prepare(merge(kept, going), folder, device)
     made = {k: v for k, v in asked.items() if k not in going}
-    wanted = prepare(merge(kept, made), folder, device).config if made else {}
-    for section in made:
-        if wanted[section] != stored.get(section):
+
+    def same(section: str, wanted: Any) -> None:
+        if wanted != stored.get(section):
             raise ConfigError(
                 f"--resume continues a run as it was: section {section!r} cannot change, "
                 f"only training, sampling and likelihood can"
             )
-    for key in ("batch_size", "seed"):
-        if job.config["training"][key] != stored["training"][key]:
+
+    if "data" in made:  # first, since a network may not even take other data
+        found = describe(construct(DataConfig, merge(kept, made)["data"], "data"))
+        same("data", {k: v for k, v in found.items() if k != "name"})
+    job = prepare(merge(kept, going), folder, device)
+    wanted = prepare(merge(kept, made), folder, device).config if made else {}
+    for section in made:
+        same(section, wanted[section])
+    for key in ("batch_size", "seed", "half_lives", "lengths"):  # an average has no late start
+        if job.config["training"][key] != stored["training"].get(key, []):
             raise ConfigError(f"--resume continues a run as it was: training.{key} cannot change")
     for part in ("shape", "scaler"):
         if job.config[part] != stored.get(part):
@@ -250,6 +262,12 @@ def with_bounds(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, "training": training}
 
 
+def shown(key: str, value: Any) -> str:
+    """A field as ``key=value``, a number short."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return f"{key}={value:g}" if number else f"{key}={value}"
+
+
 def summarise(job: Job, world: World) -> None:
     """Prints what is about to happen, with what is left of the data at ``t_max``."""
     from ..config import describe
@@ -262,9 +280,7 @@ def summarise(job: Job, world: World) -> None:
     say(f"data       {job.train.name}: {items} of {tuple(job.train.shape)}, "
         f"{len(job.heldout)} held out, "
         + (f"{job.train.levels} levels" if job.train.levels else "continuous"))  # fmt: skip
-    say(
-        f"process    {describe(sde)['name']} " + ", ".join(f"{k}={v:g}" for k, v in fields.items())
-    )
+    say(f"process    {describe(sde)['name']} " + ", ".join(map(shown, fields, fields.values())))
     say(f"t_min      {sde.t_min:g} training, {sde.t_min_sampling:g} sampling, "
         f"{sde.t_min_likelihood:g} likelihood; t_max {sde.t_max:g}")  # fmt: skip
     say(f"at t_max   SNR {job.left.snr:.1e}, KL to the prior {job.left.kl:.2g} nats an item")

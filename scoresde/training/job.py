@@ -33,6 +33,7 @@ from . import objectives
 from .augment import Augmentation
 from .augment import check as check_augmentation
 from .settings import LikelihoodConfig, SamplingConfig, TrainingConfig
+from .track import check as check_tracker
 
 DEFAULT: dict[str, dict[str, Any]] = {
     "sde": {"name": "vp"},
@@ -94,6 +95,7 @@ def prepare(config: Mapping[str, Any], folder: Path, device: torch.device) -> Jo
     cls: Any = resolve(str(config["sde"].get("name", "vp")), sde, "sde")
     objective_section = chosen_objective(config["objective"], cls.default_objective)
     augment = build(data.augment, augment_room, "augment")
+    check_tracker(training.track)
     if training.precision == "float16" and device.type != "cuda":
         raise ConfigError(f"training.precision float16 needs CUDA; the device is {device}")
 
@@ -123,7 +125,14 @@ def prepare(config: Mapping[str, Any], folder: Path, device: torch.device) -> Jo
     if classes is not None and classes != (train.num_classes or train.vectors):
         have = f"{train.num_classes} classes" if train.num_classes else "no labels"
         have = f"vectors of {train.vectors} entries" if train.vectors else have
+        if have == "no labels" and (train.size is None or data.stream):
+            have += " (those of a stream are used where data.classes says how many classes)"
         raise ConfigError(f"net.num_classes is {classes}, but the data have {have}")
+    if classes is None and getattr(objective, "drop", 0.0) > 0:
+        raise ConfigError(
+            f"objective.drop={objective.drop} drops labels, but the network takes none: "
+            "set net.num_classes"
+        )
     check_augmentation(augment, net, train.shape)
     model = ScoreModel(net, process, predicts, shape=train.shape, scaler=scaler)
 

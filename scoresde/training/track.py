@@ -171,20 +171,14 @@ def tracker(
     Raises:
         ConfigError: for another kind, or one that is asked for by name and is not installed.
     """
-    if kind not in KINDS:
-        raise unknown("training.track", kind, KINDS)
+    check(kind)
     if kind == "none":
         return Tracker(None, say)
     name = "wandb" if kind == "wandb" else "tensorboard"
     try:
         _load(name)
-    except ImportError as error:
-        if kind == "auto":
-            return Tracker(None, say)
-        raise ConfigError(
-            f"training.track is {kind}, which cannot be imported ({_said(error)}): "
-            f"pip install 'scoresde[{name}]', or choose auto or none"
-        ) from error
+    except ImportError:  # of auto, which had not been asked for by name
+        return Tracker(None, say)
     except Exception as error:  # installed, and at odds with something else
         say(f"{name} does not work and is left out, the logs go on: {_said(error)}")
         return Tracker(None, say)
@@ -194,6 +188,27 @@ def tracker(
         say(f"{name} did not start and is left out, the logs go on: {_said(error)}")
         return Tracker(None, say)
     return Tracker(sink, say)
+
+
+def check(kind: str) -> None:
+    """Refuses, before a run leaves anything, a tracker that it could not have.
+
+    Raises:
+        ConfigError: for another kind, or one that is asked for by name and is not installed.
+    """
+    if kind not in KINDS:
+        raise unknown("training.track", kind, KINDS)
+    if kind in ("auto", "none"):
+        return
+    try:
+        _load(kind)
+    except ImportError as error:
+        raise ConfigError(
+            f"training.track is {kind}, which cannot be imported ({_said(error)}): "
+            f"pip install 'scoresde[{kind}]', or choose auto or none"
+        ) from error
+    except Exception:  # installed, and at odds with something else: said when the run starts
+        return
 
 
 def _load(name: str) -> None:
