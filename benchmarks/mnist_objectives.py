@@ -36,7 +36,7 @@ MODELS = {
             "objective.times=log-normal"],
 }  # fmt: skip
 COMMON = [
-    "net.name=unet", "net.width=32", "net.multipliers=[1, 2, 3]", "net.blocks=1",
+    "net.name=unet", "net.width=16", "net.multipliers=[1, 2, 3]", "net.blocks=1",
     "net.attention=[2]", "training.batch_size=64", "training.lr=1.5e-3", "training.warmup=200",
     "training.precision=bfloat16", "training.evaluations=2", "training.checkpoint_every=250",
     "likelihood.items=0", "training.track=none",

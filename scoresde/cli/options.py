@@ -46,8 +46,8 @@ def report(command: F) -> F:
 def weights(command: F) -> F:
     """``--weights``."""
     return click.option(
-        "--weights", type=click.Choice(["ema", "raw"]), default="ema", show_default=True,
-        help="Averaged or raw weights of a run.",
+        "--weights", default="ema", show_default=True, metavar="NAME",
+        help="Weights of a run: ema, raw, or another average, as ema-length-0.05.",
     )(command)  # fmt: skip
 
 

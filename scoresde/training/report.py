@@ -28,7 +28,10 @@ def draw_samples(model: ScoreModel, job: Job) -> Samples:
     """The samples of the run's ``sampling`` section: the same noise at every call."""
     chosen = job.sampling
     cond: dict[str, Any] = {}
-    if job.conditional:
+    if job.conditional and job.train.vectors:
+        assert job.heldout.y is not None  # those of held-out items
+        cond["y"] = job.heldout.y[torch.arange(chosen.count) % len(job.heldout)].to(job.device)
+    elif job.conditional:
         classes = model.net.num_classes
         cond["y"] = (torch.arange(chosen.count) % int(classes)).to(job.device)  # type: ignore[arg-type]
     return sample(

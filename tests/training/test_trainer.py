@@ -1,6 +1,7 @@
 import json
 import signal
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,6 +17,7 @@ from scoresde.training import (
     TrainingConfig,
     TrainingError,
     prepare,
+    report,
     state,
 )
 from scoresde.training.interrupt import Interruptible
@@ -362,3 +364,20 @@ def test_auto_beta_max_leaves_what_it_promises(tmp_path):
     job = prepare(config, tmp_path, torch.device("cpu"))
     assert job.left.kl == pytest.approx(0.01, rel=0.05)
     assert job.model.sde.beta_max != 20.0
+
+
+def test_a_run_draws_with_the_vectors_of_held_out_items(tmp_path, monkeypatch):
+    y = torch.randn(60, 3).numpy()
+    np.savez(tmp_path / "data.npz", x=y[:, :2], y=y)
+    config = {
+        "data": {"source": str(tmp_path / "data.npz")},
+        "net": {"name": "mlp", "width": 16, "num_classes": 3},
+        "sampling": {"count": 9},
+    }
+    job = prepare(config, tmp_path / "run", torch.device("cpu"))
+    seen = {}
+    monkeypatch.setattr(report, "sample", lambda model, shape, **given: seen.update(given))
+    report.draw_samples(job.model, job)
+    assert len(job.heldout) == 6
+    torch.testing.assert_close(seen["y"][:6], job.heldout.y)
+    torch.testing.assert_close(seen["y"][6:], job.heldout.y[:3])
