@@ -12,6 +12,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,8 @@ def finish(run: Path, draft: Path, state: Mapping[str, Any], keep: int) -> Path:
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     for old in step_folders(run)[:-keep]:
-        _remove(old)
+        with suppress(OSError):  # it is tried again after the next
+            _remove(old)
     return target
 
 

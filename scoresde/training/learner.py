@@ -79,6 +79,8 @@ class Learner:
         self.averaged = _like(job.model, self.averages[0].net, "ema").eval()
         self.parameters = dict(net.named_parameters())
         self.graded: list[str] = []
+        self.shares: Tensor | None = None
+        """Of each gradient, whether this process has a share of it that it alone counts."""
         own = getattr(job.objective, "module", None)
         self.own: nn.Module | None = None if own is None else own.to(job.device)
         groups = [{"params": list(net.parameters())}]
@@ -160,37 +162,39 @@ class Learner:
     def _descend(self) -> tuple[Tensor, Tensor]:
         """One step of the optimizer on the gradient there is: its norm, the first bad part."""
         training = self.job.training
+        own = {} if self.own is None else dict(self.own.named_parameters(prefix="objective"))
+        learned = {k: p.grad for k, p in own.items() if p.grad is not None}
+        for gradient in learned.values():  # first of all, so that all processes find the same
+            averaged(gradient, self.world.size)
         self.scaler.unscale_(self.optimizer)
         found = {k: p.grad for k, p in self.parameters.items() if p.grad is not None}
-        self.graded, gradients = list(found), list(found.values())
+        self.graded, gradients = [*found, *learned], list(found.values())
         if self.shared:
             for gradient in whole(gradients):
                 averaged(gradient, self.world.size)
         norms = torch.stack(torch._foreach_norm([local(g) for g in gradients]))
         if self.shared:
             if not self.world.main and whole(gradients):  # which count once
-                shares = [float(hasattr(g, "to_local")) for g in gradients]
-                norms = torch.where(norms.new_tensor(shares) > 0, norms, 0.0)
+                if self.shares is None:  # made once: the device is waited for
+                    self.shares = norms.new_tensor([hasattr(g, "to_local") for g in gradients])
+                norms = torch.where(self.shares > 0, norms, 0.0)
             norms = summed(norms.square()).sqrt()
         norm = norms.norm()
         if training.clip:
             scale = (training.clip / (norm + 1e-6)).clamp(max=1.0)
             torch._foreach_mul_([local(g) for g in gradients], scale)
+        if learned:  # what makes the step be skipped counts as such, but is not clipped
+            more = torch.stack(torch._foreach_norm(list(learned.values()))).to(norms.dtype)
+            norm = torch.where(more.isfinite().all(), norm, math.nan)
+            norms = torch.cat([norms, more])
         broken = ~norm.isfinite()
-        if self.own is not None:
-            for gradient in (p.grad for p in self.own.parameters() if p.grad is not None):
-                averaged(gradient, self.world.size)
-                broken = broken | ~gradient.isfinite().all()
-        if self.scaler.is_enabled():
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-        elif not self.job.fused:
-            if not bool(broken):
-                self.optimizer.step()
-        else:
+        if self.job.fused:
             self.optimizer.grad_scale = None  # type: ignore[attr-defined]
             self.optimizer.found_inf = broken.float()  # type: ignore[attr-defined]
             self.optimizer.step()
+        elif not bool(broken):
+            self.optimizer.step()
+        self.scaler.update()
         return norm, (~norms.isfinite()).int().argmax()
 
     def unsynchronised(self, yes: bool) -> AbstractContextManager[Any]:

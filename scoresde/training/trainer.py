@@ -134,13 +134,14 @@ class Trainer:
             self.seconds += now - mark  # what is not a step does not count as training time
             if len(self.watch.pending) >= LOG_EVERY or self.step == 1:
                 self.look(bar)
-            if self.step % training.checkpoint_every == 0:
-                self.save()
+            # A checkpoint comes last: what is due at its step is not made again after it.
             if looks.passed(self.progress):
                 self.evaluate()
             if snapshots.passed(self.progress):
                 averages, write = self.learner.averages, self.world.main
                 posthoc.save_snapshot(self.job.folder, self.step, averages, write=write)
+            if self.step % training.checkpoint_every == 0:
+                self.save()
             if bar.disable and now - spoken > 60 and self.watch.row:
                 self.watch.say(line(self.watch.row, self.progress))
                 spoken = now
