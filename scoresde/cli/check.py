@@ -123,7 +123,7 @@ def reading_facts(job: Any) -> dict[str, Any]:
     return {
         "held": "in memory" if held else "read when needed",
         "loader": f"{rate:.0f} items/s, {workers} workers",
-        "not readable": "; ".join(notes) or f"none of the first {seen} drawn",
+        "notes": "; ".join(notes) or f"none: the first {seen} drawn can be read",
     }
 
 

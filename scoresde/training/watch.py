@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..data import Batch
 from ..files import CheckpointError
+from ..saved_steps import step_folders
 from ..world import World
 from .finite import Skips, TrainingError, first_bad, read
 from .heldout import BINS
@@ -84,10 +85,12 @@ class Watch:
                 self.say(said)
             self._log(run, [sums for sums, _, _ in everyone], steps, bar)
         if stopping:
+            there = bool(step_folders(self.job.folder))
+            kept = "The last checkpoint is kept" if there else "There is no checkpoint yet"
             raise TrainingError(
                 f"stopped: {self.skips.patience} steps in a row were not finite, up to step "
-                f"{run.step - 1}: {text or 'see logs/events.jsonl'}. The last checkpoint is "
-                f"kept. Try a smaller training.lr (now {self.job.training.lr})"
+                f"{run.step - 1}: {text or 'see logs/events.jsonl'}. {kept}. "
+                f"Try a smaller training.lr (now {self.job.training.lr})"
             )
 
     def _sums(self, steps: list[Figures]) -> Tensor:

@@ -109,6 +109,18 @@ def test_other_data_are_refused_by_name_even_where_the_network_does_not_take_the
     assert train(*run, "--restartable", "--steps", 2).exit_code == 0
 
 
+@pytest.mark.parametrize("before", [0, 3])
+def test_a_run_that_diverges_says_what_there_is_to_go_back_to(tmp_path, before):
+    run = ("--data", "moons", "--out", tmp_path / "run")
+    if before:
+        assert train(*run, "--steps", before).exit_code == 0
+    done = train(*run, "--restartable", "--steps", 20, "--set", "training.lr=1e30",
+                 "--set", "training.warmup=0", "--set", "training.patience=2")  # fmt: skip
+    assert "2 steps in a row were not finite" in str(done.exception)
+    assert ("The last checkpoint is kept." in str(done.exception)) == bool(before)
+    assert ("There is no checkpoint yet." in str(done.exception)) == (not before)
+
+
 def test_the_examples_of_the_help_name_configurations_that_exist():
     named = re.findall(r"configs/[\w-]+\.yaml", command.help)
     assert len(named) > 1

@@ -31,7 +31,7 @@ def test_the_facts_are_those_of_the_set_in_memory(tmp_path, monkeypatch):
     facts = reading_facts(lazy)
     assert facts["held"] == "read when needed"
     assert facts["loader"].endswith(" items/s, 2 workers")
-    assert facts["not readable"] == "none of the first 40 drawn"
+    assert facts["notes"] == "none: the first 40 drawn can be read"
     assert float(facts["loader"].split()[0]) > 0
 
 
@@ -45,5 +45,5 @@ def test_what_cannot_be_read_is_named(tmp_path, monkeypatch, memory):
     monkeypatch.setattr("scoresde.cli.check.SECONDS", 0.0)
     train, held = open_splits(DataConfig(str(tmp_path), memory=memory))
     now = SimpleNamespace(**{**vars(good), "train": train, "heldout": held})
-    assert reading_facts(now)["not readable"].startswith(f"{name}: cannot be read as a picture")
-    assert reading_facts(now)["not readable"].count("stands in") == 1
+    assert reading_facts(now)["notes"].startswith(f"{name}: cannot be read as a picture")
+    assert reading_facts(now)["notes"].count("stands in") == 1
