@@ -89,7 +89,7 @@ def learn(task: dict[str, Any], world: Any) -> dict[str, Any]:
     held += [p for average in learner.averages for p in average.net.parameters()]
     held += [v for state in learner.optimizer.state.values() for v in state.values()]
     size = sum(local(t).numel() * t.element_size() for t in held)
-    rows = found.log.rows("train")
+    rows = found.watch.log.rows("train")
     return {"losses": {row["step"]: row["loss"] for row in rows}, "bytes": size}
 
 
