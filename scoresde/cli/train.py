@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import sys
@@ -294,6 +295,15 @@ def summarise(job: Job, world: World) -> None:
         f"seed {training.seed}, on {job.device}, into {job.folder}")  # fmt: skip
 
 
+def reported(folder: Path, step: int) -> bool:
+    """Whether the report of a run is that of a step: a kill may have come before it."""
+    try:
+        found = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and found.get("steps") == step
+
+
 def run(job: Job, resume: bool, json_file: Path | None, world: World) -> None:
     """Trains, reports, and prints what to try next."""
     from tqdm import tqdm
@@ -307,7 +317,7 @@ def run(job: Job, resume: bool, json_file: Path | None, world: World) -> None:
     if resume:
         trainer.resume()
         options.speak(f"resumed at step {trainer.step}")
-        if trainer.progress >= 1:
+        if trainer.progress >= 1 and world.broadcast(reported(job.folder, trainer.step)):
             options.speak("the run has reached its end: raise --steps, --epochs or --minutes")
             return
     if world.main:

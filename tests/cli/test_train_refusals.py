@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import json
 import re
 import tarfile
 from pathlib import Path
@@ -119,6 +120,24 @@ def test_a_run_that_diverges_says_what_there_is_to_go_back_to(tmp_path, before):
     assert "2 steps in a row were not finite" in str(done.exception)
     assert ("The last checkpoint is kept." in str(done.exception)) == bool(before)
     assert ("There is no checkpoint yet." in str(done.exception)) == (not before)
+
+
+@pytest.mark.parametrize("left", [None, "{", '{"steps": 2}'])
+def test_a_run_killed_before_its_report_makes_it_when_it_is_started_again(tmp_path, left):
+    run = ("--data", "moons", "--out", tmp_path / "run", "--steps", 3, "--restartable")
+    assert train(*run).exit_code == 0
+    report = tmp_path / "run" / "report.json"
+    before = json.loads(report.read_text())
+    report.unlink()
+    if left is not None:
+        report.write_text(left)
+    assert train(*run).exit_code == 0
+    after = json.loads(report.read_text())
+    assert after["steps"] == 3
+    assert after["training_seconds"] == before["training_seconds"]
+    made = report.stat().st_mtime_ns
+    assert "has reached its end" in train(*run).output
+    assert report.stat().st_mtime_ns == made
 
 
 def test_the_examples_of_the_help_name_configurations_that_exist():
