@@ -1,8 +1,8 @@
 """Memory and speed of training data that are read as a stream.
 
 Writes tar shards of random 32x32 colour pictures (PNG, with labels) into a temporary folder, reads
-all of them once through the loader that training uses, and prints what the processes hold and how
-many pictures a second they give. Linux only (it reads /proc). Run:
+all of them once through the loader that training uses, or trains on them (`--train`), and prints
+what the processes hold and how many pictures a second they give. Linux only (it reads /proc). Run:
 
     python benchmarks/stream_memory.py --items 100000 --shards 20 --batch 128 --workers 2
 
@@ -25,6 +25,8 @@ import torch
 from PIL import Image
 
 from scoresde.data import DataConfig, Share, open_splits
+from scoresde.training import Trainer, prepare
+from scoresde.training.learner import Figures
 
 MIB = 2**20
 
@@ -65,6 +67,64 @@ def held() -> tuple[float, float]:
     return totals["Rss"] / MIB, totals["Pss"] / MIB
 
 
+class Tenths:
+    """Prints what is held after each tenth of the steps."""
+
+    def __init__(self, steps: int, batch: int) -> None:
+        self.steps, self.batch, self.done = steps, batch, 0
+        self.began = self.last = time.perf_counter()
+
+    def after(self, step: int) -> None:
+        """To be called with the number of steps done."""
+        if step * 10 // self.steps == self.done * 10 // self.steps:
+            return
+        now = time.perf_counter()
+        rate = (step - self.done) * self.batch / (now - self.last)
+        self.done, self.last = step, now
+        resident, proportional = held()
+        memory = f"{resident:6.0f} MiB    {proportional:6.0f} MiB"
+        print(f"{step / self.steps:6.0%}   {memory}   {rate:9.0f}", flush=True)
+
+    @property
+    def rate(self) -> float:
+        """Pictures a second so far."""
+        return self.done * self.batch / (self.last - self.began)
+
+
+def loaded(folder: Path, steps: int, given: argparse.Namespace) -> float:
+    """The loader alone."""
+    train, _ = open_splits(DataConfig(str(folder), buffer=given.buffer, classes=10))
+    with train.loader(Share(given.batch, workers=given.workers)) as loader:
+        next(loader)
+        tenths = Tenths(steps, given.batch)
+        for step in range(1, steps + 1):
+            next(loader)
+            tenths.after(step)
+    return tenths.rate
+
+
+def trained(folder: Path, steps: int, given: argparse.Namespace) -> float:
+    """A whole run, on thumbnails with a small network: data, steps, averages, logs, checkpoints."""
+    config = {
+        "data": {"source": str(folder), "buffer": given.buffer, "classes": 10, "size": 8},
+        "net": {"width": 8, "multipliers": [1], "blocks": 1, "attention": [], "num_classes": 10},
+        "training": {"steps": steps, "batch_size": given.batch, "workers": given.workers,
+                     "evaluations": 0, "checkpoint_every": 100, "track": "none"},
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as run:
+        trainer = Trainer(prepare(config, Path(run), torch.device("cpu")), lambda text: None)
+        tenths, learn = Tenths(steps, given.batch), trainer.learn
+
+        def counted() -> Figures:
+            figures = learn()
+            tenths.after(trainer.step)
+            return figures
+
+        trainer.learn = counted  # type: ignore[method-assign]
+        trainer.run(show_progress=False)
+    return tenths.rate
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--items", type=int, default=100_000)
@@ -73,32 +133,17 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--buffer", type=int, default=1024)
     parser.add_argument("--passes", type=int, default=1)
+    parser.add_argument("--train", action="store_true", help="a whole run, not its loader alone")
     given = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         size = write_shards(Path(folder), given.items, given.shards)
         print(f"{given.items} pictures in {given.shards} shards, {size / MIB:.0f} MiB")
-        train, _ = open_splits(DataConfig(folder, buffer=given.buffer, classes=10))
         steps = given.passes * given.items // given.batch
-        with train.loader(Share(given.batch, workers=given.workers)) as loader:
-            next(loader)
-            print("  read    resident  proportional   pictures/s")
-            began = last = time.perf_counter()
-            done = 0
-            for tenth in range(1, 11):
-                count = steps * tenth // 10
-                for _ in range(count - done):
-                    next(loader)
-                now = time.perf_counter()
-                rate = (count - done) * given.batch / (now - last)
-                done, last = count, now
-                resident, proportional = held()
-                memory = f"{resident:6.0f} MiB    {proportional:6.0f} MiB"
-                print(f"{10 * tenth:5d} %  {memory}   {rate:9.0f}")
-            print(f"all: {steps * given.batch / (last - began):.0f} pictures/s", end=", ")
-            print(
-                f"{given.workers} workers, {os.cpu_count()} processors, torch {torch.__version__}"
-            )
+        print("  read    resident  proportional   pictures/s")
+        rate = (trained if given.train else loaded)(Path(folder), steps, given)
+    print(f"all: {rate:.0f} pictures/s", end=", ")
+    print(f"{given.workers} workers, {os.cpu_count()} processors, torch {torch.__version__}")
 
 
 if __name__ == "__main__":
