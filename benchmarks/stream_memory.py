@@ -104,7 +104,7 @@ def loaded(folder: Path, steps: int, given: argparse.Namespace) -> float:
 
 
 def trained(folder: Path, steps: int, given: argparse.Namespace) -> float:
-    """A whole run, on thumbnails with a small network: data, steps, averages, logs, checkpoints."""
+    """A whole run on thumbnails: data, steps, averages, logs, checkpoints."""
     config = {
         "data": {"source": str(folder), "buffer": given.buffer, "classes": 10, "size": 8},
         "net": {"width": 8, "multipliers": [1], "blocks": 1, "attention": [], "num_classes": 10},
