@@ -169,12 +169,15 @@ def latest_checkpoint(
             f"no model at {run}: it has neither model.safetensors nor checkpoints"
         )
     only = None if only is None else list(only)
-    for folder in reversed(folders):
+    for left, folder in reversed(list(enumerate(folders))):
         wrong = damage(folder, only)
         if wrong is None:
             return folder
-        say(f"checkpoint {folder} is damaged: {wrong}; the one before it is used")
-    raise CheckpointError(f"{run}: none of its {len(folders)} checkpoints is whole: {wrong}")
+        if left:
+            say(f"checkpoint {folder} is damaged: {wrong}; the one before it is used")
+    raise CheckpointError(
+        f"no checkpoint of {run} is sound; of the oldest, {folder.name}, {wrong}"
+    )
 
 
 def set_aside(run: Path, step: int) -> None:
