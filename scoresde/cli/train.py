@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,15 +10,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import options
+from .train_job import (
+    default_folder,
+    further,
+    refuse_existing,
+    remove_run,
+    resumed,
+    with_bounds,
+)
 
 if TYPE_CHECKING:
-    import torch
-
     from ..training import Job
     from ..world import World
-
-DEFAULT_STEPS = 3000
-DEFAULT_MINUTES = 2.0
 
 
 @click.command(name="train")
@@ -96,6 +97,7 @@ def command(
     """
     from ..config import merge, override, read_config
     from ..saved_steps import step_folders
+    from ..training.summary import is_run
     from ..world import joined
 
     bounds = {"steps": steps, "epochs": epochs, "minutes": minutes}
@@ -152,115 +154,6 @@ def command(
         if overwrite and world.main:
             remove_run(folder)
         run(job, resume, json_file, world)
-
-
-def default_folder(config: dict[str, Any]) -> Path:
-    """``runs/DATA-SDE``."""
-    source = str(config.get("data", {}).get("source", "digits"))
-    name = re.sub(r"[^A-Za-z0-9]+", "-", Path(source.removeprefix("hf:")).stem).strip("-")
-    return Path("runs") / f"{name or 'data'}-{config.get('sde', {}).get('name', 'vp')}"
-
-
-def is_run(folder: Path) -> bool:
-    """Whether a folder holds a training run."""
-    return (folder / "config.yaml").is_file() and (
-        (folder / "checkpoints").is_dir() or (folder / "logs").is_dir()
-    )
-
-
-def refuse_existing(folder: Path, overwrite: bool) -> None:
-    """A folder in use is never overwritten unasked, and only a run's folder is at all."""
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise ValueError(f"cannot write the run to {folder}: it is a file")
-    if not any(folder.iterdir()):
-        return
-    if not is_run(folder):
-        raise ValueError(f"{folder} exists and is no run of scoresde; choose another --out")
-    if not overwrite:
-        raise ValueError(
-            f"the run {folder} exists: --resume goes on with it, --overwrite replaces it, "
-            f"--out DIR starts another"
-        )
-
-
-def remove_run(folder: Path) -> None:
-    """Removes what a run has written into its folder, and nothing else."""
-    for name in ("checkpoints", "samples", "logs", "bench", "snapshots", "averages"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("config.yaml", "report.json", "loss.png"):
-        (folder / name).unlink(missing_ok=True)
-
-
-def resumed(folder: Path, asked: dict[str, Any], device: torch.device) -> Job:
-    """The job of an existing run: options may change how it goes on, not what it is.
-
-    Raises:
-        ConfigError: if a section that makes the model, or the data, is no longer the same.
-    """
-    from ..checkpoint import locate
-    from ..config import SECTIONS, ConfigError, construct, describe, merge, read_yaml
-    from ..data import DataConfig
-    from ..training import prepare
-
-    stored = read_yaml(locate(folder) / "config.yaml")
-    kept = {k: v for k, v in stored.items() if k in SECTIONS}
-    going = {k: v for k, v in asked.items() if k in ("training", "sampling", "likelihood")}
-    made = {k: v for k, v in asked.items() if k not in going}
-
-    def same(section: str, wanted: Any) -> None:
-        if wanted != stored.get(section):
-            raise ConfigError(
-                f"--resume continues a run as it was: section {section!r} cannot change, "
-                f"only training, sampling and likelihood can"
-            )
-
-    if "data" in made:  # first, since a network may not even take other data
-        found = describe(construct(DataConfig, merge(kept, made)["data"], "data"))
-        same("data", {k: v for k, v in found.items() if k != "name"})
-    job = prepare(merge(kept, going), folder, device)
-    wanted = prepare(merge(kept, made), folder, device).config if made else {}
-    for section in made:
-        same(section, wanted[section])
-    for key in ("batch_size", "seed", "half_lives", "lengths"):  # an average has no late start
-        if job.config["training"][key] != stored["training"].get(key, []):
-            raise ConfigError(f"--resume continues a run as it was: training.{key} cannot change")
-    for part in ("shape", "scaler"):
-        if job.config[part] != stored.get(part):
-            raise ConfigError(f"the data of {folder} have changed since: another {part} fits them")
-    return job
-
-
-def further(start: str, config: dict[str, Any], folder: Path, device: torch.device) -> Job:
-    """The job that trains a model further: what the configuration leaves open is the model's.
-
-    Raises:
-        CheckpointError: if there is no such model, or its weights do not fit what is asked for.
-    """
-    from ..checkpoint import describe_model, fit, load
-    from ..config import merge
-    from ..training import prepare
-
-    model = load(start)
-    told = describe_model(model)
-    kept = {section: told[section] for section in ("sde", "parameterization", "net")}
-    job = prepare(merge(kept, config), folder, device)
-    fit(job.model.net, model.net.state_dict(), Path(start))
-    if model.scaler is not None and model.scaler != job.model.scaler:
-        options.speak(
-            f"Warning: the data are scaled by {job.model.scaler}, those of {start} by "
-            f"{model.scaler}: the model will have to learn another range"
-        )
-    return job
-
-
-def with_bounds(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration with the default length if it has none."""
-    training = config.get("training", {})
-    if not any(training.get(k) is not None for k in ("steps", "epochs", "minutes")):
-        training = {**training, "steps": DEFAULT_STEPS, "minutes": DEFAULT_MINUTES}
-    return {**config, "training": training}
 
 
 def shown(key: str, value: Any) -> str:
