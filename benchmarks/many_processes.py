@@ -72,11 +72,15 @@ def learn(task: dict[str, Any], world: Any) -> dict[str, Any]:
     import torch
 
     from scoresde.config import merge
-    from scoresde.training import Trainer, prepare, trainer
+    from scoresde.training import Trainer, prepare
     from scoresde.training.parallel import local
 
-    trainer.LOG_EVERY = 1
-    training = {"steps": task["steps"], "checkpoint_every": task["steps"] // 2, "keep": 9}
+    training = {
+        "steps": task["steps"],
+        "checkpoint_every": task["steps"] // 2,
+        "keep": 9,
+        "log_every": 1,
+    }
     config = merge(LEARNING, {"training": training | {"shard": task["shard"]}})
     found = Trainer(
         prepare(config, Path(task["folder"]), torch.device("cpu")), lambda line: None, world

@@ -44,7 +44,6 @@ from scoresde.data import DataConfig, Dataset, Share, open_splits
 from scoresde.training.job import Job, prepare
 from scoresde.training.learner import Learner
 from scoresde.training.trainer import Trainer
-from scoresde.training.watch import LOG_EVERY
 
 WARM = 2
 """Rounds that are not counted."""
@@ -156,7 +155,7 @@ class InTurns(Trainer):
 
     def rounds(self) -> dict[str, list[float]]:
         """Seconds a step of each round that counts."""
-        share = statistics.median(self.looks) / LOG_EVERY
+        share = statistics.median(self.looks) / self.job.training.log_every
         found = {name: seconds[WARM:] for name, seconds in self.taken.items()}
         return {**found, "loop": [seconds + share for seconds in found["loop"]]}
 
@@ -273,7 +272,7 @@ def waiting(items: Tensor, folder: Path, args: argparse.Namespace) -> str:
     write_pictures(folder / "pictures", items, 4096)
     config = configuration(case, str(folder / "pictures"), args)
     config["data"]["memory"] = 0  # read when it is needed
-    config["training"] |= {"steps": 3 * LOG_EVERY + 1, "workers": args.workers, "batch_size": 16}
+    config["training"] |= {"steps": 61, "workers": args.workers, "batch_size": 16}
     job = prepare(config, folder / "waiting", torch.device(args.device))
     trainer = Trainer(job, lambda text: None)
     trainer.run(show_progress=False)

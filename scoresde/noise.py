@@ -171,7 +171,7 @@ def uniform(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Uniform draws in [0, 1) from a keyed source, a torch generator, or torch's global one."""
+    """Uniform draws in [0, 1), from where :func:`normal` has its own."""
     if isinstance(source, KeyedNoise):
         return source.uniform(shape, device, dtype)
     home = source.device if source is not None else device

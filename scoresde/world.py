@@ -19,6 +19,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from .config import ConfigError
+from .devices import pick_device
 
 if TYPE_CHECKING:
     import torch
@@ -74,12 +75,13 @@ class World:
         rank: of this process, ``0 .. size - 1``.
         size: number of processes.
         local_rank: number of this process on its machine, which is that of its GPU.
+        group: the processes as torch.distributed knows them, on the CPU; None for one.
     """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
-    _group: Any = field(default=None, repr=False)
+    group: Any = field(default=None, repr=False)
 
     @property
     def main(self) -> bool:
@@ -110,7 +112,7 @@ class World:
 
         found: list[Any] | None = [None] * self.size if self.main else None
         with _waiting():
-            dist.gather_object(obj, found, dst=0, group=self._group)
+            dist.gather_object(obj, found, dst=0, group=self.group)
         return found
 
     def broadcast(self, obj: Any) -> Any:
@@ -121,7 +123,7 @@ class World:
 
         box = [obj if self.main else None]
         with _waiting():
-            dist.broadcast_object_list(box, src=0, group=self._group)
+            dist.broadcast_object_list(box, src=0, group=self.group)
         return box[0]
 
     def send(self, obj: Any, rank: int) -> None:
@@ -129,7 +131,7 @@ class World:
         import torch.distributed as dist
 
         with _waiting():
-            dist.send_object_list([obj], dst=rank, group=self._group)
+            dist.send_object_list([obj], dst=rank, group=self.group)
 
     def receive(self, rank: int) -> Any:
         """What another process sends, in the order in which it does."""
@@ -137,7 +139,7 @@ class World:
 
         box: list[Any] = [None]
         with _waiting():
-            dist.recv_object_list(box, src=rank, group=self._group)
+            dist.recv_object_list(box, src=rank, group=self.group)
         return box[0]
 
     def highest(self, values: Sequence[float]) -> list[float]:
@@ -149,7 +151,7 @@ class World:
 
         found = torch.tensor(list(values), dtype=torch.float64)
         with _waiting():
-            dist.all_reduce(found, dist.ReduceOp.MAX, group=self._group)
+            dist.all_reduce(found, dist.ReduceOp.MAX, group=self.group)
         return [float(value) for value in found]
 
 
@@ -270,44 +272,3 @@ def first_to_fail() -> bool:
         return bool(store.add(f"scoresde/failed/{attempt}", 1) == 1)
     except (RuntimeError, KeyError, ValueError):
         return True
-
-
-def pick_device(name: str, local_rank: int | None = None) -> torch.device:
-    """The device of that name, ``auto`` being the best there is.
-
-    Args:
-        name: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
-        local_rank: under a launcher, the number of the process on its machine: ``auto`` and
-            ``cuda`` then mean the GPU of this number.
-
-    Raises:
-        ConfigError: if it is no device, or is not there.
-    """
-    import torch
-
-    if name == "auto":
-        if not torch.cuda.is_available():
-            return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-        name = "cuda"
-    try:
-        found = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(
-            f"unknown device {name!r}; accepted: auto, cpu, cuda, cuda:N, mps"
-        ) from error
-    if found.type not in ("cpu", "cuda", "mps"):
-        raise ConfigError(f"unknown device {name!r}; accepted: auto, cpu, cuda, cuda:N, mps")
-    if found.type == "cuda" and found.index is None and local_rank is not None:
-        if local_rank >= torch.cuda.device_count():
-            raise ConfigError(
-                f"process {local_rank} of this machine has no GPU: torch sees "
-                f"{torch.cuda.device_count()} CUDA devices, and each process needs its own"
-            )
-        return torch.device("cuda", local_rank)
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"no device {name!r}: torch sees {torch.cuda.device_count()} CUDA devices"
-        )
-    if found.type == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError("no device 'mps': torch sees no Apple GPU")
-    return found

@@ -21,8 +21,9 @@ from scoresde.bench.engine import shared_out
 from scoresde.cli import cli
 from scoresde.cli.sample import draw
 from scoresde.config import ConfigError
+from scoresde.devices import pick_device
 from scoresde.series import run_series
-from scoresde.world import World, joined, launched, pick_device
+from scoresde.world import World, joined, launched
 
 ROOT = Path(__file__).resolve().parents[1]
 PLAIN = {

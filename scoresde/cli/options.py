@@ -75,7 +75,8 @@ def pick_device(name: str) -> torch.device:
     Raises:
         ValueError: if it is no device, or is not there.
     """
-    from ..world import launched, pick_device
+    from ..devices import pick_device
+    from ..world import launched
 
     place = launched()
     return pick_device(name, place.local_rank if place is not None and place.size > 1 else None)

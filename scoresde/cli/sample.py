@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import options
+from . import densities, options
 
 if TYPE_CHECKING:
     import torch
@@ -144,7 +144,7 @@ def command(
         return
     write(model, drawn.x, target)
     if csv_file is not None:
-        write_densities(drawn, csv_file)
+        densities.write(drawn, csv_file)
     figures = {
         "model": run,
         "count": count,
@@ -165,7 +165,7 @@ def command(
         "seed": drawn.seed,
         "brownian": drawn.brownian,
         "weights": drawn.weights,
-        **densities(drawn),
+        **densities.figures(drawn),
         "versions": options.versions(device),
     }
     options.write_json(json_file, figures)
@@ -178,7 +178,7 @@ def command(
         f"{drawn.weights} weights, seed {drawn.seed}"
     )
     if csv_file is not None:
-        options.speak(density_line(drawn))
+        options.speak(densities.line(drawn))
     options.speak(f"written {target}" + (f" and {csv_file}" if csv_file is not None else ""))
 
 
@@ -252,45 +252,6 @@ def on_cpu(drawn: Samples) -> Samples:
         if isinstance(value := getattr(drawn, f.name), torch.Tensor)
     }
     return replace(drawn, **tensors)
-
-
-def densities(drawn: Samples) -> dict[str, Any]:
-    """The log-densities for JSON: nats in model range of the states at ``t_end``."""
-    if drawn.log_prob is None:
-        return {}
-    assert drawn.log_prob_stderr is not None
-    return {
-        "log_prob": drawn.log_prob.tolist(),
-        "log_prob_stderr": drawn.log_prob_stderr.tolist(),
-        "log_prob_mean": float(drawn.log_prob.mean()),
-        "divergence": drawn.divergence,
-        "probes": drawn.probes,
-    }
-
-
-def density_line(drawn: Samples) -> str:
-    """Mean and range of the log-densities in one line."""
-    assert drawn.log_prob is not None
-    values = drawn.log_prob
-    probes = f" of {drawn.probes} probes" if drawn.probes else ""
-    return (
-        f"log-density at t={drawn.t_end:g} in model range: mean {float(values.mean()):.4f} nats, "
-        f"from {float(values.min()):.4f} to {float(values.max()):.4f} "
-        f"({drawn.divergence} divergence{probes})"
-    )
-
-
-def write_densities(drawn: Samples, file: Path) -> None:
-    """One row a sample: its index, nats in model range, and their standard error."""
-    import csv
-
-    assert drawn.log_prob is not None
-    assert drawn.log_prob_stderr is not None
-    with options.whole(file) as draft, open(draft, "w", newline="") as handle:
-        rows = csv.writer(handle)
-        rows.writerow(["item", "nats", "stderr"])
-        pairs = zip(drawn.log_prob.tolist(), drawn.log_prob_stderr.tolist(), strict=True)
-        rows.writerows([i, nats, stderr] for i, (nats, stderr) in enumerate(pairs))
 
 
 def write(model: ScoreModel, x: torch.Tensor, file: Path) -> None:

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 @click.option(
     "--from", "start", metavar="MODEL", help="Train a run or a model of any kind further."
 )
+@click.option("--compile", "compiled", is_flag=True, help="Compile the network (torch.compile).")
 @click.option("--tune-schedule", is_flag=True, help="Learn which noise levels to train on most.")
 @click.option("--resume", is_flag=True, help="Go on with the run in the folder.")
 @click.option(
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 @options.seed
 @options.device
 @options.report
+@options.together
 def command(
     sde: str | None,
     data: str | None,
@@ -67,6 +69,7 @@ def command(
     epochs: float | None,
     minutes: float | None,
     start: str | None,
+    compiled: bool,
     tune_schedule: bool,
     resume: bool,
     restartable: bool,
@@ -75,6 +78,7 @@ def command(
     seed: int | None,
     device_name: str,
     json_file: Path | None,
+    world: World,
 ) -> None:
     """Train a score model by denoising score matching.
 
@@ -98,7 +102,6 @@ def command(
     from ..config import merge, override, read_config
     from ..saved_steps import step_folders
     from ..training.summary import is_run
-    from ..world import joined
 
     bounds = {"steps": steps, "epochs": epochs, "minutes": minutes}
     if (resume or restartable) and overwrite:
@@ -122,38 +125,39 @@ def command(
 
     if start is not None and resume:
         raise click.UsageError("--resume goes on with the weights of the run: leave out --from")
+    if compiled:
+        config.setdefault("training", {})["compile"] = True
     if tune_schedule:
         config.setdefault("objective", {})["times"] = "learned"
 
-    with joined(device_name) as world:
-        folder = out or default_folder(config)
-        if restartable:
-            resume = world.broadcast(bool(step_folders(folder)))
-            overwrite = not resume and is_run(folder)  # it ended before anything was saved
-        if resume and not step_folders(folder):
-            raise ValueError(f"no run to go on with: {folder} holds no checkpoint")
-        if not resume and world.main:
-            refuse_existing(folder, overwrite)
-        options.check_writable(folder / "config.yaml")
-        options.check_writable(json_file)
-        device = world.device(device_name)
+    folder = out or default_folder(config)
+    if restartable:
+        resume = world.broadcast(bool(step_folders(folder)))
+        overwrite = not resume and is_run(folder)  # it ended before anything was saved
+    if resume and not step_folders(folder):
+        raise ValueError(f"no run to go on with: {folder} holds no checkpoint")
+    if not resume and world.main:
+        refuse_existing(folder, overwrite)
+    options.check_writable(folder / "config.yaml")
+    options.check_writable(json_file)
+    device = world.device(device_name)
 
-        from ..training import prepare
-        from ..training.parallel import check
+    from ..training import prepare
+    from ..training.parallel import check
 
-        if resume:
-            job = resumed(folder, config, device)
-        elif start is not None:
-            job = further(start, with_bounds(config), folder, device)
-        else:
-            job = prepare(with_bounds(config), folder, device)
-        check(job.training, world.size)
-        summarise(job, world)
-        if dry_run:
-            return
-        if overwrite and world.main:
-            remove_run(folder)
-        run(job, resume, json_file, world)
+    if resume:
+        job = resumed(folder, config, device)
+    elif start is not None:
+        job = further(start, with_bounds(config), folder, device)
+    else:
+        job = prepare(with_bounds(config), folder, device)
+    check(job.training, world.size)
+    summarise(job, world)
+    if dry_run:
+        return
+    if overwrite and world.main:
+        remove_run(folder)
+    run(job, resume, json_file, world)
 
 
 def shown(key: str, value: Any) -> str:

@@ -20,7 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from . import layers
 from .embed import ClassEmbedding, NoiseEmbedding, fourier_features
+from .layers import GroupNorm
+from .layout import channels_last, cropped, padded, weights_last
 
 CONV: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
@@ -32,9 +35,9 @@ def zeroed(layer: nn.Module) -> nn.Module:
     return layer
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
+def group_norm(channels: int) -> GroupNorm:
     """Group norm with groups of 8 channels or more, 32 groups at most."""
-    return nn.GroupNorm(math.gcd(channels, min(32, max(1, channels // 8))), channels, eps=1e-6)
+    return layers.group_norm(channels, math.gcd(channels, min(32, max(1, channels // 8))), 1e-6)
 
 
 class ResBlock(nn.Module):
@@ -186,6 +189,7 @@ class UNet(nn.Module):
         self.head = nn.Sequential(
             group_norm(current), nn.SiLU(), zeroed(conv(current, self.shape[0], 3, padding=1))
         )
+        weights_last(self, n)
 
     def forward(self, x: Tensor, c_noise: Tensor, y: Tensor | None = None) -> Tensor:
         """``x (B, C, *spatial)``, ``c_noise (B,)``, labels ``y`` to the shape of ``x``."""
@@ -195,11 +199,8 @@ class UNet(nn.Module):
         embedding = functional.silu(embedding)
 
         spatial = x.shape[2:]
-        missing = [-size % self.stride for size in spatial]
-        if any(missing):
-            x = functional.pad(x, [p for m in reversed(missing) for p in (m // 2, m - m // 2)])
-
-        h = self.stem(fourier_features(x, torch.exp(4 * c_noise), self.fourier))
+        x = fourier_features(padded(x, self.stride), torch.exp(4 * c_noise), self.fourier)
+        h = self.stem(channels_last(x))
         skips = [h]
         for level, stages in enumerate(self.down):
             if level:
@@ -215,7 +216,4 @@ class UNet(nn.Module):
                 h = stage(torch.cat([h, skips.pop()], 1), embedding)
             if level < len(self.grow):
                 h = functional.interpolate(self.grow[level](h), scale_factor=2.0)
-        h = self.head(h)
-        for axis, (size, m) in enumerate(zip(spatial, missing, strict=True), start=2):
-            h = h.narrow(axis, m // 2, size) if m else h
-        return h
+        return cropped(self.head(h), spatial)

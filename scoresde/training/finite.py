@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -46,29 +45,22 @@ def first_bad(figures: Figures, parameters: Sequence[str]) -> str:
     """
     if not bool(figures.sound.all()):
         item = int((~figures.sound).int().argmax())
-        return f"{named(figures, item)} of the data holds values that are not finite"
+        return f"{figures.where[item]} of the data holds values that are not finite"
     bad = ~figures.loss.isfinite()
     if bool(bad.any()):
         item = int(bad.int().argmax())
         return (
-            f"the loss of {named(figures, item)} is {float(figures.loss[item])} "
+            f"the loss of {figures.where[item]} is {float(figures.loss[item])} "
             f"at log-SNR {float(figures.log_snr[item]):.3g}"
         )
-    norm = float(figures.norm)
-    if math.isfinite(norm):
-        return "nothing"
-    return f"the gradient of {parameters[int(figures.bad)]} is not finite (its norm is {norm})"
-
-
-def named(figures: Figures, item: int) -> str:
-    """What an item of the batch is called."""
-    return figures.where[item] if figures.where else f"item {item} of the batch"
+    return (
+        f"the gradient of {parameters[int(figures.bad)]} is not finite "
+        f"(the norm of all is {float(figures.norm)})"
+    )
 
 
 def read(pending: Sequence[Figures]) -> list[Figures]:
     """Figures of many steps on the CPU: the one place that waits for the device."""
-    if not pending:
-        return []
     scalars = torch.stack([torch.stack([f.norm, f.bad.to(f.norm.dtype)]) for f in pending]).cpu()
     losses = torch.stack([f.loss for f in pending]).cpu()
     sound = torch.stack([f.sound for f in pending]).cpu()

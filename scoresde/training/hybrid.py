@@ -64,29 +64,17 @@ class Hybrid(DSM):
         if self.levels is not None and self.levels < 2:
             raise ValueError(f"levels must be at least 2, got {self.levels}")
 
-    def __call__(
+    def loss(
         self,
         model: Score,
         x0: Tensor,
-        *,
-        t: float | Tensor | None = None,
-        eps: Tensor | None = None,
-        generator: NoiseSource | None = None,
-        **cond: Any,
+        time: Tensor,
+        correction: Tensor,
+        eps: Tensor,
+        source: NoiseSource | None,
+        cond: dict[str, Any],
     ) -> Tensor:
-        """Loss of each item, summed over its dimensions, shape ``(B,)``.
-
-        Args:
-            model: the score model in training, with a variance head.
-            x0: data in model range, ``(B, *shape)``.
-            t: times of the chain to use in place of drawn ones, ``()`` or ``(B,)``.
-            eps: noise to use in place of drawn noise, of the shape of ``x0``.
-            generator: source of both.
-
-        Raises:
-            ConfigError: for a network that says nothing about the variance.
-        """
-        time, correction, eps, cond = self.draw(model, x0, t, eps, generator, cond)
+        """As in :class:`DSM`; a network that says nothing of the variance is refused."""
         error, c_out, v = model.denoising_error(x0, eps, time, **cond)
         if v is None:
             raise ConfigError(

@@ -83,9 +83,23 @@ class DSM:
             generator: source of both.
 
         Raises:
-            ConfigError: if labels are to be dropped and there are none.
+            ConfigError: if labels are to be dropped and there are none, or the network does not
+                give what the objective trains.
         """
         time, correction, eps, cond = self.draw(model, x0, t, eps, generator, cond)
+        return self.loss(model, x0, time, correction, eps, generator, cond)
+
+    def loss(
+        self,
+        model: Score,
+        x0: Tensor,
+        time: Tensor,
+        correction: Tensor,
+        eps: Tensor,
+        source: NoiseSource | None,
+        cond: dict[str, Any],
+    ) -> Tensor:
+        """The loss of each item at given times and noise: what an objective is."""
         error, c_out, _ = model.denoising_error(x0, eps, time, **cond)
         return self.factor(model, time, correction, c_out, x0) * squared(error)
 

@@ -53,30 +53,20 @@ class SecondOrder(DSM):
         if not self.second >= 0:
             raise ValueError(f"second must not be negative, got {self.second}")
 
-    def __call__(
+    def loss(
         self,
         model: Score,
         x0: Tensor,
-        *,
-        t: float | Tensor | None = None,
-        eps: Tensor | None = None,
-        generator: NoiseSource | None = None,
-        probe: Tensor | None = None,
-        **cond: Any,
+        time: Tensor,
+        correction: Tensor,
+        eps: Tensor,
+        source: NoiseSource | None,
+        cond: dict[str, Any],
     ) -> Tensor:
-        """Loss of each item, summed over its dimensions, shape ``(B,)``.
-
-        Args:
-            model: the score model in training.
-            x0: data in model range, ``(B, *shape)``.
-            t: times to use in place of drawn ones, ``()`` or ``(B,)``.
-            eps: noise to use in place of drawn noise, of the shape of ``x0``.
-            generator: source of both, and of the probe.
-            probe: signs to use in place of drawn ones, of the shape of ``x0``.
-        """
-        time, correction, eps, cond = self.draw(model, x0, t, eps, generator, cond)
-        if probe is None:
-            probe = signs(eps, generator)
+        """As in :class:`DSM`; signs given as ``probe`` take the place of drawn ones."""
+        cond = dict(cond)
+        probe = cond.pop("probe", None)
+        probe = signs(eps, source) if probe is None else probe
         training = torch.is_grad_enabled()
         # Fused attention has no second derivative.
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):

@@ -41,6 +41,7 @@ class TrainingConfig:
         patience: steps in a row that may be skipped as not finite.
         track: where figures and pictures go besides the logs: auto (TensorBoard if installed),
             tensorboard, wandb or none.
+        log_every: steps between rows of the log, at which the device is waited for.
         checkpoint_every: steps between checkpoints.
         keep: number of checkpoints kept.
         evaluations: times that held-out loss and samples are made over the run.
@@ -68,6 +69,7 @@ class TrainingConfig:
     workers: int | None = None
     patience: int = 10
     track: Literal["auto", "tensorboard", "wandb", "none"] = "auto"
+    log_every: int = 20
     checkpoint_every: int = 1000
     keep: int = 2
     evaluations: int = 5
@@ -75,7 +77,8 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         for key in (
-            "batch_size", "accumulate", "checkpoint_every", "keep", "patience", "snapshots",
+            "batch_size", "accumulate", "log_every", "checkpoint_every", "keep", "patience",
+            "snapshots",
         ):  # fmt: skip
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} must be at least 1, got {getattr(self, key)}")

@@ -78,7 +78,7 @@ def save(learner: Learner, run: Path, step: int, about: Mapping[str, Any]) -> No
 
     draft = _by_first(world, lambda: saved_steps.begin(run, step))
     try:
-        storage.save(parts(learner), draft, world._group)
+        storage.save(parts(learner), draft, world.group)
     except BaseException:
         if world.main:
             shutil.rmtree(draft, ignore_errors=True)
@@ -139,7 +139,7 @@ def _restore_shares(learner: Learner, nets: Mapping[str, nn.Module], folder: Pat
         like = parameters[names.index(key.rpartition("|")[0])].detach()
         value = torch.zeros_like(like) if shape else torch.zeros((), dtype=dtype)
         found["optimizer"][key] = value
-    storage.load(found, folder, learner.world._group)
+    storage.load(found, folder, learner.world.group)
     for name, net in nets.items():
         net.load_state_dict(found[name])
     restore_moments(learner, found["optimizer"])

@@ -71,15 +71,6 @@ class StepNoise(KeyedNoise):
             lambda out: out.uniform_(generator=self.generator), shape, device, dtype
         )
 
-    def rademacher(
-        self,
-        shape: tuple[int, ...],
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> Tensor:
-        """Draws of -1 or 1 with equal probability, of ``shape = (B, ...)``."""
-        return 1 - 2 * (self.uniform(shape, device, dtype) < 0.5).to(dtype or torch.float32)
-
     def _blocks(
         self,
         fill: Callable[[Tensor], object],

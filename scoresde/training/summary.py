@@ -129,7 +129,7 @@ def summary(run: Path) -> dict[str, Any]:
     recent = rows[-RECENT:]
     price = _cost(rows, events, saved(run), None)
     training = read_yaml(run / "config.yaml").get("training")
-    share = progress(training if isinstance(training, Mapping) else {}, last)
+    share = last.get("progress")
     written = last_written(run)
     silent = None if written is None else max(0.0, now - written)
     state = state_of(events, (run / "report.json").is_file(), share, silent, patience(rows))
@@ -194,18 +194,6 @@ def patience(rows: Sequence[Row]) -> float:
     times = [r["seconds"] for r in rows[-RECENT:] if r.get("seconds") is not None]
     gap = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 0.0
     return max(SILENCE, 10 * gap)
-
-
-def progress(training: Row, last: Row) -> float | None:
-    """Share of a run that is done by its last row; None where its length is not known."""
-    if last.get("progress") is not None:
-        return float(last["progress"])
-    shares = [
-        (last.get(key) or 0) / (bound * scale)
-        for key, name, scale in (("step", "steps", 1), ("seconds", "minutes", 60))
-        if (bound := training.get(name))
-    ]
-    return min(1.0, max(shares)) if shares else None
 
 
 def _left(last: Row, share: float | None) -> float | None:

@@ -23,7 +23,7 @@ from .learner import Figures, Learner
 from .memory import kept_memory
 from .pace import Budget, Marks
 from .track import line
-from .watch import LOG_EVERY, Watch
+from .watch import Watch
 
 
 class Trainer:
@@ -132,7 +132,7 @@ class Trainer:
             self.learn()
             now = time.perf_counter()
             self.seconds += now - mark  # what is not a step does not count as training time
-            if len(self.watch.pending) >= LOG_EVERY or self.step == 1:
+            if len(self.watch.pending) >= training.log_every or self.step == 1:
                 self.look(bar)
             # A checkpoint comes last: what is due at its step is not made again after it.
             if looks.passed(self.progress):

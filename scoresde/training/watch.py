@@ -26,8 +26,6 @@ from .track import Tracker, tracker
 if TYPE_CHECKING:
     from .trainer import Trainer
 
-LOG_EVERY = 20
-
 
 class Watch:
     """Keeps what steps leave behind, and looks at many of them at once.

@@ -113,9 +113,9 @@ def going(log, steps=100, every=20):
     log.append("events", step=0, kind="start", text="step 0", time=time.time())
     for step in range(every, steps + 1, every):
         log.append(
-            "train", step=step, seconds=step / 10, loss=2.0 / step, gradient_norm=0.5,
-            items_per_second=640.0, lr=1e-3, items=64 * step, world=2, batch=64, waiting=0.25,
-            memory=2**30, loss_by_time=[0.5, 0.25, None, 0.125], skipped=1,
+            "train", step=step, seconds=step / 10, progress=step / 200, loss=2.0 / step,
+            gradient_norm=0.5, items_per_second=640.0, lr=1e-3, items=64 * step, world=2,
+            batch=64, waiting=0.25, memory=2**30, loss_by_time=[0.5, 0.25, None, 0.125], skipped=1,
         )  # fmt: skip
     log.append("heldout", step=steps, loss=0.5, eps_error_by_log_snr=[1.0, 0.5, 0.25, 0.1])
 
@@ -199,7 +199,7 @@ def test_a_run_that_died_half_way(run, tmp_path):
         os.utime(file, (time.time() - 5000,) * 2)
     said, figures = told(run, tmp_path)
     assert figures["run"]["state"] == "silent"
-    assert figures["run"]["share"] is None
+    assert figures["run"]["share"] == 0.5  # of the epochs too: the run has logged it
     assert figures["run"]["step"] == 100
     assert "silent: killed, or it hangs, step 100, written 83 min ago" in said
     assert run("info", "r", "--weights", "raw").out.split("weights ")[-1].split()[0] == "raw"
@@ -252,7 +252,7 @@ def test_a_finished_run_of_a_version_without_events(run, tmp_path):
     folder = tmp_path / "r"
     log = begun(folder)
     for step in (1, 21):
-        log.append("train", step=step, seconds=step / 10, loss=1.0)
+        log.append("train", step=step, seconds=step / 10, progress=step / 200, loss=1.0)
     save(folder, 30)
     (folder / "report.json").write_text('{"steps": 30}')
     _, figures = told(run, tmp_path)

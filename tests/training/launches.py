@@ -18,7 +18,7 @@ import torch
 
 from scoresde.config import merge
 from scoresde.files import read_tensors, write_yaml
-from scoresde.training import Trainer, prepare, trainer
+from scoresde.training import Trainer, prepare
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 60
@@ -33,7 +33,7 @@ SMALL: dict[str, Any] = {
     "net": {"name": "unet", "width": 16, "multipliers": [1, 2], "blocks": 1, "attention": []},
     "training": {
         "steps": 8, "batch_size": 8, "warmup": 2, "evaluations": 0, "checkpoint_every": 4,
-        "track": "none", "workers": 0,
+        "track": "none", "workers": 0, "log_every": 1,
     },
     "sampling": {"count": 4, "steps": 3},
     "likelihood": {"items": 2},
@@ -130,10 +130,12 @@ def job(folder: Path, resume: bool = False, poison: int | None = None, **section
 
 
 def train(wanted: Any, world: Any = None) -> Trainer:
-    """Trains a job, and logs every step."""
-    trainer.LOG_EVERY = 1
+    """Trains a job."""
     cpu, folder = torch.device("cpu"), Path(wanted["folder"])
-    found = Trainer(prepare(wanted["config"], folder, cpu), lambda line: None, world)
+    job = prepare(wanted["config"], folder, cpu)
+    # As weights that are shared out lie, so that both sides take their sums in the same order.
+    job.model.net.to(memory_format=torch.contiguous_format)
+    found = Trainer(job, lambda line: None, world)
     if wanted["resume"]:
         found.resume()
     if found.world.main:

@@ -113,14 +113,14 @@ def test_an_error_of_one_process_ends_both(tmp_path):
     file.write_text(
         "import sys\n"
         "from pathlib import Path\n"
-        "from launches import job, train, trainer\n"
+        "from launches import Trainer, job, train\n"
         "from scoresde.data import DataError\n"
         "from scoresde.world import joined\n"
-        "def failing(self, *a, learn=trainer.Trainer.learn):\n"
+        "def failing(self, *a, learn=Trainer.learn):\n"
         "    if self.step == 6 and self.world.rank == 1:\n"
         "        raise DataError('the disk of process 1 is gone')\n"
         "    return learn(self, *a)\n"
-        "trainer.Trainer.learn = failing\n"
+        "Trainer.learn = failing\n"
         "with joined('cpu') as world:\n"
         "    train(job(Path(sys.argv[1])), world)\n"
     )
