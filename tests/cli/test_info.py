@@ -201,7 +201,7 @@ def test_a_run_that_died_half_way(run, tmp_path):
     assert figures["run"]["state"] == "silent"
     assert figures["run"]["share"] == 0.5  # of the epochs too: the run has logged it
     assert figures["run"]["step"] == 100
-    assert "silent: killed, or it hangs, step 100, written 83 min ago" in said
+    assert "silent: killed, or it hangs, step 100, 50% done, written 83 min ago" in said
     assert run("info", "r", "--weights", "raw").out.split("weights ")[-1].split()[0] == "raw"
 
 
