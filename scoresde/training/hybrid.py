@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -52,6 +52,8 @@ class Hybrid(DSM):
     times: Any = "steps"
     vlb: float = 0.001
     levels: int | None = 256
+
+    variance: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -24,7 +24,7 @@ from ..config import (
     resolve,
     unknown,
 )
-from ..data import DataConfig, Dataset, Scaler, Source, open_splits
+from ..data import DataConfig, DataError, Dataset, Scaler, Source, open_splits
 from ..data.sources import choose_workers
 from ..model import ScoreModel, evaluating
 from ..sde.terminal import Remains, auto_beta_max, auto_sigma_max, remains
@@ -101,13 +101,17 @@ def prepare(config: Mapping[str, Any], folder: Path, device: torch.device) -> Jo
 
     train, heldout = open_splits(data)
     objective = build_objective(objective_section, train)
-    if training.compile and isinstance(objective, objectives.SecondOrder):
+    if training.compile and objective.twice:
         raise ConfigError("training.compile cannot be had with objective second-order")
     if training.workers is None:
         training = replace(training, workers=choose_workers(train, local_world()))
     seen = train.probe(PROBE)
-    fitted = train if isinstance(train, Dataset) else Dataset(seen, levels=train.levels)
-    scaler = Scaler.fit(fitted, data.scaler)
+    if not bool(seen.isfinite().all()):
+        raise DataError(
+            f"{train.name}: among the {len(seen)} items looked at first are values that are not "
+            "finite; remove or replace them"
+        )
+    scaler = Scaler.fit(train, data.scaler)
     probe = scaler.encode(seen, dequantize=False).double()
     mean, variance = probe.mean(0), probe.var(0, unbiased=False)
     section = resolve_auto(config["sde"], probe, mean, variance)
@@ -146,7 +150,7 @@ def prepare(config: Mapping[str, Any], folder: Path, device: torch.device) -> Jo
     }
     left = remains(process, mean, variance)
     model.to(device)
-    try_network(model, classes, device, isinstance(objective, objectives.Hybrid))
+    try_network(model, classes, device, objective.variance)
     return Job(
         folder, resolved, model, objective, training, sampling, likelihood,
         train, heldout, left, device, augment, data.dequantize,

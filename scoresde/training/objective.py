@@ -15,7 +15,7 @@ Diffusion Guidance (Ho & Salimans, 2021), https://arxiv.org/abs/2207.12598 (``dr
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,11 @@ class DSM:
     weight: Any = "simple"
     times: Any = "low-discrepancy"
     drop: float = 0.0
+
+    variance: ClassVar[bool] = False
+    """Whether it trains what the network says of the variance."""
+    twice: ClassVar[bool] = False
+    """Whether the network is differentiated twice."""
 
     def __post_init__(self) -> None:
         weight = config.build(self.weight, weights_room, "objective.weight")

@@ -22,7 +22,7 @@ Likelihood Estimation for Diffusion ODEs (Zheng et al., 2023), https://arxiv.org
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -47,6 +47,8 @@ class SecondOrder(DSM):
     weight: Any = "likelihood"
     times: Any = "importance"
     second: float = 0.1
+
+    twice: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
