@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -36,7 +37,14 @@ class Skips:
         return False
 
 
-def first_bad(figures: Figures, parameters: Sequence[str]) -> str:
+class Bad(NamedTuple):
+    """Something that is not finite; the least of several is where it began."""
+
+    order: int
+    text: str
+
+
+def first_bad(figures: Figures, parameters: Sequence[str]) -> Bad:
     """The first thing of a step that is not finite: an item, its loss, or a gradient.
 
     Args:
@@ -44,19 +52,15 @@ def first_bad(figures: Figures, parameters: Sequence[str]) -> str:
         parameters: names of those that have gradients.
     """
     if not bool(figures.sound.all()):
-        item = int((~figures.sound).int().argmax())
-        return f"{figures.where[item]} of the data holds values that are not finite"
+        item = figures.where[int((~figures.sound).int().argmax())]
+        return Bad(0, f"{item} of the data holds values that are not finite")
     bad = ~figures.loss.isfinite()
     if bool(bad.any()):
-        item = int(bad.int().argmax())
-        return (
-            f"the loss of {figures.where[item]} is {float(figures.loss[item])} "
-            f"at log-SNR {float(figures.log_snr[item]):.3g}"
-        )
-    return (
-        f"the gradient of {parameters[int(figures.bad)]} is not finite "
-        f"(the norm of all is {float(figures.norm)})"
-    )
+        k = int(bad.int().argmax())
+        loss, log_snr = float(figures.loss[k]), float(figures.log_snr[k])
+        return Bad(1, f"the loss of {figures.where[k]} is {loss} at log-SNR {log_snr:.3g}")
+    name, norm = parameters[int(figures.bad)], float(figures.norm)
+    return Bad(2, f"the gradient of {name} is not finite (the norm of all is {norm})")
 
 
 def read(pending: Sequence[Figures]) -> list[Figures]:

@@ -68,17 +68,16 @@ class Watch:
         finite = [bool(f.norm.isfinite()) for f in steps]
         stopping = self.skips.look(finite)
         bad = next((i for i, fine in enumerate(finite) if not fine), None)
+        found = None if bad is None else first_bad(steps[bad], run.learner.graded)
+        everyone = self.world.gather((self._sums(steps), notes, found))
         text = None
-        if bad is not None:
-            text = first_bad(steps[bad], run.learner.graded)
-            text = f"step {run.step - len(steps) + bad} is not finite and skipped: {text}"
-        everyone = self.world.gather((self._sums(steps), notes, text))
         if everyone is not None:
-            skips = [found for _, _, found in everyone if found]
-            for kind, said in (
-                *(("data", note) for _, notes, _ in everyone for note in dict.fromkeys(notes)),
-                *(("skip", each) for each in skips[:1]),
-            ):
+            told = [("data", note) for _, notes, _ in everyone for note in dict.fromkeys(notes)]
+            if bad is not None:  # of all, and it may have begun in another process
+                text = min(found for _, _, found in everyone if found).text
+                text = f"step {run.step - len(steps) + bad} is not finite and skipped: {text}"
+                told.append(("skip", text))
+            for kind, said in told:
                 self.event(run.step, kind, said)
                 self.say(said)
             self._log(run, [sums for sums, _, _ in everyone], steps, bar)

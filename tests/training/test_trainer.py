@@ -20,7 +20,9 @@ from scoresde.training import (
     report,
     state,
 )
+from scoresde.training.finite import Bad
 from scoresde.training.interrupt import Interruptible
+from scoresde.world import World
 
 QUICK = {
     "data": {"source": "digits", "limit": 64},
@@ -213,6 +215,21 @@ def test_a_loss_that_is_not_finite_names_item_and_noise_level(tmp_path):
     figures = trainer.learn()
     trainer.look()
     assert f"the loss of {figures.where[3]} is inf at log-SNR" in said[0]
+
+
+def test_what_began_in_another_process_is_named_before_what_followed_here(tmp_path):
+    class Two(World):
+        def gather(self, obj):
+            return [obj, (obj[0], [], Bad(0, "item 3 of the other is nan"))]
+
+    said = []
+    trainer = on_moons(tmp_path, said)
+    trainer.watch.world = Two()
+    hook = next(iter(trainer.learner.parameters.values())).register_hook(lambda g: g * torch.nan)
+    trainer.learn()
+    hook.remove()
+    trainer.look()
+    assert said == ["step 0 is not finite and skipped: item 3 of the other is nan"]
 
 
 def test_a_run_stops_after_too_many_bad_steps_in_a_row_and_keeps_the_checkpoint(tmp_path):
