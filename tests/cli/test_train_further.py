@@ -61,3 +61,19 @@ def test_another_range_of_the_data_is_said(first, tmp_path):
     done = train("--from", first, "--data", "rings", "--dry-run", "--out", tmp_path / "run")
     assert done.exit_code == 0, done.output
     assert "Warning: the data are scaled by" in done.output
+
+
+def test_the_flags_of_compilation_and_of_the_schedule_reach_the_run(monkeypatch, tmp_path):
+    seen = []
+
+    def stop(config, *rest):
+        seen.append(config)
+        raise ValueError("seen")
+
+    monkeypatch.setattr("scoresde.training.prepare", stop)
+    train("--compile", "--tune-schedule", "--out", tmp_path / "run")
+    train("--out", tmp_path / "run")
+    assert seen[0]["training"]["compile"] is True
+    assert seen[0]["objective"]["times"] == "learned"
+    assert "compile" not in seen[1]["training"]
+    assert "objective" not in seen[1]

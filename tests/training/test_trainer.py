@@ -19,9 +19,12 @@ from scoresde.training import (
     prepare,
     report,
     state,
+    watch,
 )
+from scoresde.training import trainer as trainer_room
 from scoresde.training.finite import Bad
 from scoresde.training.interrupt import Interruptible
+from scoresde.training.track import Tracker
 from scoresde.world import World
 
 QUICK = {
@@ -398,3 +401,41 @@ def test_a_run_draws_with_the_vectors_of_held_out_items(tmp_path, monkeypatch):
     assert len(job.heldout) == 6
     torch.testing.assert_close(seen["y"][:6], job.heldout.y)
     torch.testing.assert_close(seen["y"][6:], job.heldout.y[:3])
+
+
+def test_without_a_terminal_a_run_says_a_line_a_minute(tmp_path, monkeypatch):
+    seconds = iter(range(0, 10**6, 5))  # between looks at the clock, of which a step takes four
+    monkeypatch.setattr(trainer_room.time, "perf_counter", lambda: float(next(seconds)))
+    said = []
+    on_moons(tmp_path, said, steps=12).run(show_progress=False)
+    lines = [line for line in said if line.startswith("step ") and "items/s" in line]
+    assert 3 <= len(lines) <= 4
+    assert "left" in lines[0]
+
+
+def test_a_run_feeds_its_tracker(tmp_path, monkeypatch):
+    seen = {}
+
+    class Sink:
+        def scalars(self, step, values):
+            seen.setdefault(step, {}).update(values)
+
+        def picture(self, step, name, pixels):
+            seen[step][name] = pixels
+
+        def close(self):
+            seen["closed"] = True
+
+    monkeypatch.setattr(watch, "tracker", lambda *given: Tracker(Sink()))
+    make(tmp_path, steps=4, evaluations=1, log_every=2).run(show_progress=False)
+    assert set(seen) == {1, 3, 4, "closed"}
+    assert {
+        "train/loss",
+        "train/gradient_norm",
+        "train/items_per_second",
+        "train/memory",
+        "heldout/loss",
+        "heldout/eps_error_by_log_snr/0",
+        "samples",
+    } <= seen[4].keys()
+    assert any(name.startswith("train/loss_by_time/") for name in seen[4])
