@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,21 @@ from .sde.base import GaussianSDE, as_time, match
 
 if TYPE_CHECKING:
     from .data.scaler import Scaler
+
+
+class Cost(NamedTuple):
+    """What one call of a score asks of networks, for each sample."""
+
+    forwards: int = 1
+    """Evaluations."""
+    products: int = 0
+    """Products with the Jacobian of one: ways back, each about as long as an evaluation."""
+
+
+def cost(score: Any, t: Tensor) -> Cost:
+    """What one call at ``t`` costs: one evaluation, unless the score says otherwise."""
+    own = getattr(score, "cost", None)
+    return Cost() if own is None else own(t)
 
 
 class Score:

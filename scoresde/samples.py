@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .model import Cost
+
 
 @dataclass(frozen=True, eq=False)
 class Samples:
@@ -41,6 +43,8 @@ class Samples:
         rounds: calls of the score that had to wait for each other, the last denoising included,
             where several evaluations of a sample were made at once; None elsewhere. Of several
             batches, the most of any.
+        cost: what the evaluations asked of networks, for each sample; None where the steps
+            differ between samples.
     """
 
     x: Tensor
@@ -63,6 +67,7 @@ class Samples:
     probes: int | None = None
     rounds: int | None = None
     brownian: bool = False
+    cost: Cost | None = None
 
     @property
     def mean_nfe(self) -> float | int:

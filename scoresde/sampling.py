@@ -15,7 +15,7 @@ from . import grids, solvers
 from .brownian import BrownianPath
 from .config import ConfigError, build, describe
 from .likelihood.along import Along, check_density
-from .model import evaluating, home, per_sample
+from .model import Cost, evaluating, home, per_sample
 from .noise import KeyedNoise
 from .precision import supported
 from .samples import Samples, join
@@ -135,6 +135,7 @@ def sample(
     return Samples(
         x=x,
         nfe=reverse.nfe if solution.nfe is None else reverse.nfe + solution.nfe,
+        cost=Cost(reverse.forwards, reverse.products) if solution.nfe is None else None,
         seconds=time.perf_counter() - began,
         converged=converged,
         message=message,

@@ -25,14 +25,14 @@ import torch
 from torch import Tensor
 
 from .config import construct, unknown
-from .model import Score, home
-from .sde.base import GaussianSDE, as_time, match
+from .sde.base import as_time, match
+from .wrapped import Wrapped
 
 MODES = ("static", "dynamic")
 
 
 @dataclass(frozen=True, eq=False)
-class Threshold(Score):
+class Threshold(Wrapped):
     """A score whose denoised data stay within ``[-bound, bound]``.
 
     Args:
@@ -79,41 +79,6 @@ class Threshold(Score):
     def section(self) -> dict[str, Any]:
         """The options, as :meth:`of` takes them."""
         return {name: getattr(self, name) for name in self._options}
-
-    @property
-    def sde(self) -> GaussianSDE:  # type: ignore[override]
-        """The process of the wrapped score."""
-        return self.score.sde
-
-    @property
-    def shape(self) -> tuple[int, ...] | None:
-        """Shape of one item, where known."""
-        return getattr(self.score, "shape", None)
-
-    @property
-    def scaler(self) -> Any:
-        """Map between data and model range, where known."""
-        return getattr(self.score, "scaler", None)
-
-    @property
-    def weights(self) -> str | None:
-        """Which weights the wrapped score carries."""
-        return getattr(self.score, "weights", None)
-
-    @property
-    def tuned(self) -> tuple[dict[str, Any], ...]:
-        """Entries of the time grids tuned to the wrapped score."""
-        return getattr(self.score, "tuned", ())
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the wrapped score."""
-        return home(self.score)[0]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype that inputs are best kept in."""
-        return home(self.score)[1]
 
     def __call__(self, x: Tensor, t: float | Tensor, **cond: Any) -> Tensor:
         """``score - alpha/sigma^2 (x0 - x0')``, of the shape of ``x``; one evaluation."""

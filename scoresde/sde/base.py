@@ -218,7 +218,8 @@ class Reverse:
         diffusion(t) = eta g(t)
 
     Generic solvers use these two; exponential ones use ``sde.alpha``, ``sde.sigma`` and
-    :meth:`noise` or :meth:`denoise`. ``nfe`` counts the evaluations of the score.
+    :meth:`noise` or :meth:`denoise`. ``nfe`` counts the evaluations of the score, ``forwards`` and
+    ``products`` what these ask of networks (see :class:`scoresde.model.Cost`).
     """
 
     def __init__(
@@ -227,7 +228,7 @@ class Reverse:
         self.sde = sde
         self.eta = eta
         self.cond = cond or {}
-        self.nfe = 0
+        self.nfe = self.forwards = self.products = 0
         self._score = score
 
     def part(self, rows: Tensor) -> Reverse:
@@ -236,8 +237,16 @@ class Reverse:
 
     def score(self, x: Tensor, t: Tensor) -> Tensor:
         """``grad_x log p_t(x)``, one evaluation."""
-        self.nfe += 1
+        self._count(t)
         return self._score(x, t, **self.cond)
+
+    def _count(self, t: Tensor) -> None:
+        """Counts one evaluation of the score."""
+        own = getattr(self._score, "cost", None)
+        forwards, products = (1, 0) if own is None else own(t)
+        self.nfe += 1
+        self.forwards += forwards
+        self.products += products
 
     def error_norm(self, error: Tensor, alpha: Tensor | None = None) -> Tensor:
         """Size ``(B,)`` of errors ``(B, N)`` of a sample: the score's own measure, or their RMS.
@@ -271,7 +280,7 @@ class Reverse:
         """
         head = getattr(self._score, "noise_and_variance", None)
         if head is not None:
-            self.nfe += 1
+            self._count(t)
             eps, v = head(x, t, **self.cond)
             if v is not None:
                 return eps, v
