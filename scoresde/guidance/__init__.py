@@ -1,0 +1,1 @@
+"""Guidance: scores made from scores, sharpened or conditioned."""

@@ -1,0 +1,1 @@
+"""Linear inverse problems: operators, and methods that sample what could have been measured."""
