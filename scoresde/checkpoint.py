@@ -11,12 +11,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from . import nets, parameterization, sde
+from . import given, nets, parameterization, sde
 from .allowance import no_larger
 from .config import build, construct, describe, read_yaml, unknown
 from .files import CheckpointError, read_tensors, write_tensors, write_yaml
@@ -24,7 +24,13 @@ from .model import ScoreModel
 from .saved_steps import checksums, latest_checkpoint, step_folders
 from .tuning import files as tuned
 
+if TYPE_CHECKING:
+    from .classifier import NoisyClassifier
+
 FORMAT = 1
+WEIGHTS = r"raw|ema(-[\w.+-]+)?"
+CLASSIFIER = "classifier"
+"""The section by which a ``config.yaml`` says that it describes a classifier."""
 ZOO = Path(__file__).parent / "zoo"
 
 
@@ -56,7 +62,7 @@ def load(
         ConfigError: for a ``config.yaml`` that is no description of a model. A class of the
             user's own has to be imported before (or see :mod:`scoresde.config`).
     """
-    if not re.fullmatch(r"raw|ema(-[\w.+-]+)?", weights):
+    if not re.fullmatch(WEIGHTS, weights):
         raise unknown("weights", weights, ("ema", "raw"))
     try:
         return _load(locate(path), weights, config).to(device)
@@ -74,13 +80,9 @@ def _load(folder: Path, weights: str, config: Mapping[str, Any] | str | Path | N
             model.tuned = tuple(tuned.read(folder / tuned.FILE))
         return model
     description = read_yaml(folder / "config.yaml")
-    if (folder / "model.safetensors").exists():
-        file = folder / "model.safetensors"
-        weights = description.get("weights", "raw")
-        if weights not in ("ema", "raw"):
-            raise unknown("weights in config.yaml:", weights, ("ema", "raw"))
-    else:
-        file = weights_of(folder, weights)
+    if CLASSIFIER in description:
+        raise CheckpointError(f"{folder} holds a classifier of noisy items: use load_classifier")
+    file, weights = _weights_in(folder, weights, description)
     tensors = read_tensors(file)
     with no_larger(tensors, file):
         model = build_model(description)
@@ -88,6 +90,16 @@ def _load(folder: Path, weights: str, config: Mapping[str, Any] | str | Path | N
     fit(model.net, tensors, file)
     model.tuned = tuple(tuned.read(folder / tuned.FILE))
     return model.eval()
+
+
+def _weights_in(folder: Path, weights: str, description: Mapping[str, Any]) -> tuple[Path, str]:
+    """The file of the weights of an exported folder or a run, and which weights they are."""
+    if not (folder / "model.safetensors").exists():
+        return weights_of(folder, weights), weights
+    weights = description.get("weights", "raw")
+    if weights not in ("ema", "raw"):
+        raise unknown("weights in config.yaml:", weights, ("ema", "raw"))
+    return folder / "model.safetensors", weights
 
 
 def weights_of(run: Path, weights: str) -> Path:
@@ -107,29 +119,47 @@ def weights_of(run: Path, weights: str) -> Path:
 def load_classifier(
     path: str | Path,
     *,
+    weights: str = "ema",
     device: str | torch.device = "cpu",
     config: Mapping[str, Any] | str | Path | None = None,
-) -> nn.Module:
-    """The classifier of noisy pictures in a file of guided-diffusion, in evaluation mode.
+) -> NoisyClassifier:
+    """The classifier in a run of train-classifier, a saved folder, or a file of guided-diffusion.
 
     Args:
-        path: ``64x64_classifier.pt``, ``hf:owner/name/file.pt``, or a folder that holds it alone.
+        path: ``runs/mine``, a saved folder, ``64x64_classifier.pt``, ``hf:owner/name/file.pt``,
+            or a folder that holds such a file alone.
+        weights: ``"ema"``, ``"raw"`` or the name of a further average of a run; a saved folder
+            or file holds one of them.
         device: where the weights go.
-        config: its flags, or a JSON file of them, where none lies beside it.
+        config: flags of guided-diffusion, or a JSON file of them, where none lies beside it.
 
     Returns:
-        A network ``classifier(x, label)`` to logits ``(B, classes)``; the label is the step of
-        the chain that the guided model is told, ``N t - 1`` on its :class:`~scoresde.DDPM`.
+        In evaluation mode, ``classifier(x, t, y)`` to ``log p(y | x_t)``. Of guided-diffusion
+        ``classifier.net(x, step)`` is the original's network, to logits ``(B, classes)``.
 
     Raises:
-        CheckpointError: if there is none, or it does not fit its flags.
+        CheckpointError: if there is none, it is a score model, or its weights do not fit.
     """
+    from .classifier import build_classifier
     from .interop import guided_diffusion
     from .interop.reading import checkpoint_in, opened
 
+    if not re.fullmatch(WEIGHTS, weights):
+        raise unknown("weights", weights, ("ema", "raw"))
     file = locate(path)
-    file = checkpoint_in(file) if file.is_dir() else file
-    return guided_diffusion.read_classifier(opened(file), file, config).to(device)
+    if not (file / "config.yaml").is_file():
+        file = checkpoint_in(file) if file.is_dir() else file
+        return guided_diffusion.noisy_classifier(opened(file), file, config).to(device)
+    description = read_yaml(file / "config.yaml")
+    if CLASSIFIER not in description:
+        raise CheckpointError(f"{file} holds no classifier but a score model: use load")
+    file, weights = _weights_in(file, weights, description)
+    tensors = read_tensors(file)
+    with no_larger(tensors, file):
+        classifier = build_classifier(description)
+    classifier.weights = weights
+    fit(classifier.net, tensors, file)
+    return classifier.eval().to(device)
 
 
 def locate(path: str | Path) -> Path:
@@ -170,12 +200,14 @@ def build_model(description: Mapping[str, Any]) -> ScoreModel:
         if not isinstance(scaler, Mapping):
             raise CheckpointError("config.yaml: the section 'scaler' is no mapping")
         scaler = construct(Scaler, {k: v for k, v in scaler.items() if k != "name"}, "scaler")
+    gift = description.get("given") or None
     return ScoreModel(
         build(description["net"], nets, "net"),
         build(description["sde"], sde, "sde"),
         build(description["parameterization"], parameterization, "parameterization"),
         shape=tuple(shape),
         scaler=scaler,
+        given=None if gift is None else build(gift, given, "given"),
     )
 
 
@@ -202,6 +234,7 @@ def describe_model(model: ScoreModel) -> dict[str, Any]:
         "sde": describe(model.sde),
         "parameterization": describe(model.parameterization),
         "net": net,
+        **({} if model.given is None else {"given": describe(model.given)}),
     }
 
 
@@ -228,6 +261,24 @@ def fit(net: nn.Module, tensors: Mapping[str, Tensor], file: Path) -> None:
         file,
     )
     net.load_state_dict(dict(tensors))
+
+
+def widened(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights for the same network with further conditions, which change nothing at first.
+
+    A table of classes that is not there, and the part of an input that takes an image, are zeros;
+    everything else stays as it is, fitting or not.
+    """
+    made = dict(tensors)
+    for key, wanted in expected.items():
+        own = made.get(key)
+        if own is None and key.split(".")[0] == "classes":
+            made[key] = torch.zeros_like(wanted)
+        elif own is not None and own.ndim > 1 and own.shape != wanted.shape:
+            more = wanted.shape[1] - own.shape[1]
+            if more > 0 and own.shape[:1] + own.shape[2:] == wanted.shape[:1] + wanted.shape[2:]:
+                made[key] = torch.cat([own, own.new_zeros(len(own), more, *own.shape[2:])], 1)
+    return made
 
 
 def compare(

@@ -29,6 +29,7 @@ SECTIONS = (
     "sde",
     "parameterization",
     "net",
+    "given",
     "data",
     "objective",
     "training",
@@ -190,9 +191,16 @@ def construct(cls: type, values: Mapping[str, Any], where: str, **fixed: Any) ->
 
 
 def describe(thing: Any) -> dict[str, Any]:
-    """The section that rebuilds ``thing``: its name and every field, ready for YAML."""
-    fields = {f.name: getattr(thing, f.name) for f in dataclasses.fields(thing) if f.init}
-    return {"name": class_name(type(thing)), **{k: _plain(v) for k, v in fields.items()}}
+    """The section that rebuilds ``thing``: its name and every field, ready for YAML.
+
+    A field of tensors says what stands for it by its ``metadata["described"]``: a function of its
+    value, or None to be left out.
+    """
+    told = {
+        f.name: f.metadata.get("described", _plain) for f in dataclasses.fields(thing) if f.init
+    }
+    fields = {name: plain(getattr(thing, name)) for name, plain in told.items() if plain}
+    return {"name": class_name(type(thing)), **fields}
 
 
 def changed(thing: Any) -> dict[str, Any]:
@@ -203,8 +211,11 @@ def changed(thing: Any) -> dict[str, Any]:
         usual = None
     found = {}
     for f in dataclasses.fields(thing):
-        value = getattr(thing, f.name)
-        if f.init and value != getattr(usual, f.name, f.default):
+        plain = f.metadata.get("described", lambda value: value)
+        if not f.init or plain is None:
+            continue
+        value = plain(getattr(thing, f.name))
+        if value != getattr(usual, f.name, f.default):
             found[f.name] = value
     return found
 

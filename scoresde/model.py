@@ -20,6 +20,9 @@ from .sde.base import GaussianSDE, as_time, match
 
 if TYPE_CHECKING:
     from .data.scaler import Scaler
+    from .given import Degraded, Masked
+
+    Given = Degraded | Masked
 
 
 class Cost(NamedTuple):
@@ -95,6 +98,7 @@ class ScoreModel(nn.Module, Score):
         shape: shape of one item, where known.
         scaler: map between data and model range, where known.
         weights: which weights these are, ``"ema"`` or ``"raw"``; reported with every result.
+        given: what the network is given of an item beside its state, see :mod:`scoresde.given`.
     """
 
     def __init__(
@@ -106,6 +110,7 @@ class ScoreModel(nn.Module, Score):
         shape: tuple[int, ...] | None = None,
         scaler: Scaler | None = None,
         weights: str = "raw",
+        given: Given | None = None,
     ) -> None:
         super().__init__()
         self.net = net
@@ -114,6 +119,7 @@ class ScoreModel(nn.Module, Score):
         self.shape = shape
         self.scaler = scaler
         self.weights = weights
+        self.given = given
         self.tuned: tuple[dict[str, Any], ...] = ()
         """Entries of the time grids tuned to this model, which :func:`scoresde.load` reads."""
 

@@ -81,7 +81,7 @@ def resumed(folder: Path, asked: dict[str, Any], device: torch.device) -> Job:
     job = prepare(merge(kept, going), folder, device)
     wanted = prepare(merge(kept, made), folder, device).config if made else {}
     for section in made:
-        same(section, wanted[section])
+        same(section, wanted.get(section))
     for key in ("batch_size", "seed", "half_lives", "lengths"):  # an average has no late start
         if job.config["training"][key] != stored["training"].get(key, []):
             raise ConfigError(f"--resume continues a run as it was: training.{key} cannot change")
@@ -94,18 +94,23 @@ def resumed(folder: Path, asked: dict[str, Any], device: torch.device) -> Job:
 def further(start: str, config: dict[str, Any], folder: Path, device: torch.device) -> Job:
     """The job that trains a model further: what the configuration leaves open is the model's.
 
+    Conditions that the model has not had (``net.num_classes``, ``given``) come in with weights
+    that are zero, so that training starts from what the model does without them.
+
     Raises:
         CheckpointError: if there is no such model, or its weights do not fit what is asked for.
     """
-    from ..checkpoint import describe_model, fit, load
+    from ..checkpoint import describe_model, fit, load, widened
     from ..config import merge
     from ..training import prepare
 
     model = load(start)
     told = describe_model(model)
-    kept = {section: told[section] for section in ("sde", "parameterization", "net")}
+    sections = ("sde", "parameterization", "net", "given")
+    kept = {section: told[section] for section in sections if section in told}
     job = prepare(merge(kept, config), folder, device)
-    fit(job.model.net, model.net.state_dict(), Path(start))
+    tensors = model.net.state_dict()
+    fit(job.model.net, widened(tensors, job.model.net.state_dict()), Path(start))
     if model.scaler is not None and model.scaler != job.model.scaler:
         options.speak(
             f"Warning: the data are scaled by {job.model.scaler}, those of {start} by "

@@ -44,7 +44,7 @@ from .layers import (
     run,
     typed,
 )
-from .layout import cropped, padded, weights_last
+from .layout import cropped, image_for, padded, weights_last
 from .resample import Resampler
 
 STRETCH = {1: "linear", 2: "bilinear", 3: "trilinear"}
@@ -231,6 +231,7 @@ class ADM(nn.Module):
         low_res: whether the network refines a smaller picture, the condition ``low_res``.
         out_channels: channels of the output, those of the items if None.
         num_classes: number of classes of ``y``, None for an unconditional network.
+        image_channels: channels of the condition ``image``, joined to the input; 0 for none.
         augment: number of augmentation labels, 0 for none.
         checkpointing: whether blocks are computed again in the backward pass, to save memory.
     """
@@ -251,6 +252,7 @@ class ADM(nn.Module):
     low_res: bool = False
     out_channels: int | None = None
     num_classes: int | None = None
+    image_channels: int = 0
     augment: int = 0
     checkpointing: bool = False
 
@@ -301,7 +303,7 @@ class ADM(nn.Module):
             self.head_dim,
             self.dropout,
         )
-        inside = 2 * data if self.low_res else data
+        inside = (2 * data if self.low_res else data) + self.image_channels
         self.trunk = Trunk(parts, inside, widths, self.blocks, self.attention)
         self.decoder = nn.ModuleList()
         current, skips = widths[-1], list(self.trunk.skips)
@@ -333,6 +335,7 @@ class ADM(nn.Module):
         y: Tensor | None = None,
         low_res: Tensor | None = None,
         augment: Tensor | None = None,
+        image: Tensor | None = None,
     ) -> Tensor:
         """``x (B, C, *spatial)``, ``c_noise (B,)``, conditions to ``(B, out, *spatial)``.
 
@@ -343,6 +346,7 @@ class ADM(nn.Module):
                 zeros and the index ``num_classes`` say nothing.
             low_res: the small pictures ``(B, C, *smaller)``, for a network with ``low_res``.
             augment: augmentation labels ``(B, augment)``, None for none.
+            image: joined to the input, ``(B, image_channels, *spatial)``; None is one of zeros.
 
         Raises:
             ValueError: if ``low_res`` is missing where the network needs it, or given otherwise.
@@ -352,10 +356,12 @@ class ADM(nn.Module):
         if self.low_res != (low_res is not None):
             have = "needs the condition low_res" if self.low_res else "takes no condition low_res"
             raise ValueError(f"this adm {have}, field low_res is {self.low_res}")
+        image = image_for(x, image, self.image_channels)
         if low_res is not None:
             mode = STRETCH[len(spatial)]
             small = functional.interpolate(low_res.to(x.dtype), size=spatial, mode=mode)
             x = torch.cat([x, small], 1)
+        x = torch.cat([x, image], 1)
         h, skips = self.trunk(padded(x, self.stride), embedding, self.checkpointing)
         for level in typed(self.decoder):
             for stage in level.stages:

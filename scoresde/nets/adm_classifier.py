@@ -27,7 +27,7 @@ from torch.nn import functional
 from ..config import unknown
 from .adm import Condition, Parts, Trunk, check, silence
 from .layers import activate
-from .layout import channels_last, weights_last
+from .layout import padded, weights_last
 
 POOLS = ("adaptive", "attention", "spatial", "spatial-v2")
 HIDDEN = 2048
@@ -67,7 +67,8 @@ class ADMClassifier(nn.Module):
     """Logits ``F(x, c_noise)`` of the classes of noisy items ``(C, *spatial)``.
 
     Args:
-        shape: shape of one item, ``(C, *spatial)``, multiples of ``2^(levels - 1)``.
+        shape: shape of one item, ``(C, *spatial)``; sizes that are no multiples of
+            ``2^(levels - 1)`` are padded with zeros.
         num_classes: number of classes.
         width: ``M``; the embedding is four times as wide.
         multipliers: channels of each level, in units of ``width``.
@@ -109,6 +110,14 @@ class ADMClassifier(nn.Module):
             "attention": (1,),
             "head_dim": 32,
         },
+        "small": {
+            "width": 64,
+            "multipliers": (1, 2, 2),
+            "blocks": 1,
+            "attention": (2,),
+            "head_dim": 32,
+            "dropout": 0.1,
+        },
         "imagenet-64": {"blocks": 4},
         "imagenet-128": {"multipliers": (1, 1, 2, 3, 4), "attention": (2, 3, 4)},
         "imagenet-256": {"multipliers": (1, 1, 2, 2, 4, 4), "attention": (3, 4, 5)},
@@ -123,9 +132,7 @@ class ADMClassifier(nn.Module):
         if self.num_classes < 1:
             raise ValueError(f"the adm-classifier needs classes, num_classes={self.num_classes}")
         channels, *spatial = self.shape
-        stride = 2 ** (len(self.multipliers) - 1)
-        if any(size % stride for size in spatial):
-            raise ValueError(f"the adm-classifier halves {tuple(spatial)} down to 1/{stride}")
+        self.stride = 2 ** (len(self.multipliers) - 1)
         parts = Parts(
             len(spatial),
             4 * self.width,
@@ -149,7 +156,7 @@ class ADMClassifier(nn.Module):
             nn.init.zeros_(self.out.weight)  # type: ignore[arg-type]
             nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
         elif self.pool == "attention":
-            positions = math.prod(size // stride for size in spatial)
+            positions = math.prod(-(-size // self.stride) for size in spatial)
             heads = max(1, last // self.head_dim)
             self.out = AttentionPool(positions, last, self.num_classes, heads)
         else:
@@ -172,7 +179,7 @@ class ADMClassifier(nn.Module):
                 f"x of shape {tuple(x.shape)} does not fit a classifier of (B, *{self.shape})"
             )
         embedding = self.condition(c_noise, None, None)
-        h, skips = self.trunk(channels_last(x), embedding, self.checkpointing)
+        h, skips = self.trunk(padded(x, self.stride), embedding, self.checkpointing)
         if self.norm is None:
             return self.out(torch.cat([part.flatten(2).mean(2) for part in [*skips, h]], 1))
         h = activate(self.norm(h))

@@ -21,6 +21,24 @@ def weights_last(net: nn.Module, n: int) -> None:
         net.to(memory_format=last)  # type: ignore[call-overload]
 
 
+def image_for(x: Tensor, image: Tensor | None, channels: int) -> Tensor:
+    """The condition ``image (B, channels, *spatial)`` of a network for ``x (B, C, *spatial)``.
+
+    None is an image of zeros, which is how a network is told that nothing is known.
+
+    Raises:
+        ValueError: for an image that the network does not take, or of another shape.
+    """
+    wanted = (len(x), channels, *x.shape[2:])
+    if image is None:
+        return x.new_zeros(wanted)
+    if not channels:
+        raise ValueError("an image is given to a network without one; set image_channels")
+    if tuple(image.shape) != wanted:
+        raise ValueError(f"the image is of shape {tuple(image.shape)}; the network takes {wanted}")
+    return image.to(x.dtype)
+
+
 def margins(spatial: tuple[int, ...], stride: int) -> list[int]:
     """``(before, after)`` of each axis, last axis first, that lead to multiples of ``stride``."""
     missing = [-size % stride for size in spatial]

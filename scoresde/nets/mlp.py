@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .embed import ClassEmbedding, NoiseEmbedding
+from .layout import image_for
 
 
 class MLPBlock(nn.Module):
@@ -41,6 +42,7 @@ class MLP(nn.Module):
         blocks: number of residual blocks.
         dropout: rate of dropout within the blocks.
         num_classes: number of classes of ``y``, None for an unconditional network.
+        image_channels: channels of the condition ``image``, joined to the input; 0 for none.
     """
 
     shape: tuple[int, ...]
@@ -48,6 +50,7 @@ class MLP(nn.Module):
     blocks: int = 3
     dropout: float = 0.0
     num_classes: int | None = None
+    image_channels: int = 0
 
     presets: ClassVar[dict[str, dict[str, object]]] = {
         "tiny": {"width": 128, "blocks": 3},
@@ -65,17 +68,19 @@ class MLP(nn.Module):
         dims = self.shape[0]
         self.embed = NoiseEmbedding(self.width)
         self.classes = ClassEmbedding(self.num_classes, self.width) if self.num_classes else None
-        self.stem = nn.Linear(dims, self.width)
+        self.stem = nn.Linear(dims + self.image_channels, self.width)
         self.body = nn.ModuleList(MLPBlock(self.width, self.dropout) for _ in range(self.blocks))
         self.head = nn.Sequential(nn.LayerNorm(self.width), nn.Linear(self.width, dims))
 
-    def forward(self, x: Tensor, c_noise: Tensor, y: Tensor | None = None) -> Tensor:
-        """``x (B, D)``, ``c_noise (B,)``, labels ``y`` to ``(B, D)``."""
+    def forward(
+        self, x: Tensor, c_noise: Tensor, y: Tensor | None = None, image: Tensor | None = None
+    ) -> Tensor:
+        """``x (B, D)``, ``c_noise (B,)``, ``y``, ``image (B, image_channels)``, to ``(B, D)``."""
         embedding = self.embed(c_noise)
         if self.classes is not None:
             embedding = embedding + self.classes(y, len(x))
         embedding = torch.nn.functional.silu(embedding)
-        h = self.stem(x)
+        h = self.stem(torch.cat([x, image_for(x, image, self.image_channels)], 1))
         for block in self.body:
             h = block(h, embedding)
         return self.head(h)

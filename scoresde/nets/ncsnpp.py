@@ -45,7 +45,7 @@ from .layers import (
     typed,
     uniform_,
 )
-from .layout import cropped, padded, weights_last
+from .layout import cropped, image_for, padded, weights_last
 from .resample import Resampler
 
 
@@ -87,6 +87,7 @@ class NCSNpp(nn.Module):
             embedding than ``"log-fourier"``, which is told the level itself.
         out_channels: channels of the output, those of the items if None.
         num_classes: number of classes of ``y``, None for an unconditional network.
+        image_channels: channels of the condition ``image``, joined to the input; 0 for none.
         augment: number of augmentation labels, 0 for none.
         checkpointing: whether blocks are computed again in the backward pass, to save memory.
     """
@@ -116,6 +117,7 @@ class NCSNpp(nn.Module):
     sigmas: tuple[float, float, int] | None = None
     out_channels: int | None = None
     num_classes: int | None = None
+    image_channels: int = 0
     augment: int = 0
     checkpointing: bool = False
 
@@ -138,6 +140,7 @@ class NCSNpp(nn.Module):
         super().__init__()
         self._check()
         n, data = len(self.shape) - 1, self.shape[0]
+        inside = data + self.image_channels
         widths = [self.width * m for m in self.multipliers]
         self.stride = 2 ** (len(widths) - 1)
         self.skip_scale = math.sqrt(0.5) if self.skip_rescale else 1.0
@@ -173,9 +176,9 @@ class NCSNpp(nn.Module):
                 return Upsample(n, channels, channels, resampler)
             return Downsample(n, channels, channels, (0, 1), filtered)
 
-        self.stem = conv(data, self.width, 3, padding=1)
+        self.stem = conv(inside, self.width, 3, padding=1)
         self.encoder = nn.ModuleList()
-        current, pyramid, skips = self.width, data, [self.width]
+        current, pyramid, skips = self.width, inside, [self.width]
         for i, width in enumerate(widths):
             level = Level()
             for _ in range(self.blocks):
@@ -187,7 +190,7 @@ class NCSNpp(nn.Module):
             if i < len(widths) - 1:
                 level.resample = resampled(current, "down")
                 if self.input_pyramid == "skip":
-                    level.pyramid = Pointwise(data, current)
+                    level.pyramid = Pointwise(inside, current)
                     current *= 2 if self.combine == "cat" else 1
                 elif self.input_pyramid == "residual":
                     level.pyramid = Downsample(n, pyramid, current, (0, 1), filtered)
@@ -231,17 +234,21 @@ class NCSNpp(nn.Module):
         c_noise: Tensor,
         y: Tensor | None = None,
         augment: Tensor | None = None,
+        image: Tensor | None = None,
     ) -> Tensor:
-        """``x (B, C, *spatial)``, ``c_noise (B,)``, labels ``y`` to ``(B, out, *spatial)``.
+        """``x (B, C, *spatial)``, ``c_noise (B,)``, conditions to ``(B, out, *spatial)``.
 
         ``y`` holds indices ``(B,)`` or one-hot rows ``(B, num_classes)``; None and the index
-        ``num_classes`` are the zero row.
+        ``num_classes`` are the zero row. ``image (B, image_channels, *spatial)`` is joined to the
+        input; None is one of zeros.
         """
         embedding = self.embed(c_noise, y, augment) if self.conditional else None
         spatial = x.shape[2:]
+        image = padded(image_for(x, image, self.image_channels), self.stride)
         x = padded(x, self.stride)
         if self.center_input:
             x = 2 * x - 1
+        x = torch.cat([x, image], 1)
 
         h = self.stem(x)
         skips, pyramid = [h], x

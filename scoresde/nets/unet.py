@@ -23,7 +23,7 @@ from torch.nn import functional
 from . import layers
 from .embed import ClassEmbedding, NoiseEmbedding, fourier_features
 from .layers import GroupNorm
-from .layout import channels_last, cropped, padded, weights_last
+from .layout import channels_last, cropped, image_for, padded, weights_last
 
 CONV: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
@@ -113,6 +113,7 @@ class UNet(nn.Module):
         fourier: powers n of the input features sin, cos of 2^n pi x, damped by the noise, whose
             level relative to the data is ``exp(4 c_noise)``; () for none.
         num_classes: number of classes of ``y``, None for an unconditional network.
+        image_channels: channels of the condition ``image``, joined to the input; 0 for none.
     """
 
     shape: tuple[int, ...]
@@ -124,6 +125,7 @@ class UNet(nn.Module):
     dropout: float = 0.0
     fourier: tuple[int, ...] = ()
     num_classes: int | None = None
+    image_channels: int = 0
 
     name: ClassVar[str] = "unet"
     presets: ClassVar[dict[str, dict[str, object]]] = {
@@ -155,7 +157,7 @@ class UNet(nn.Module):
 
         self.embed = NoiseEmbedding(embedding)
         self.classes = ClassEmbedding(self.num_classes, embedding) if self.num_classes else None
-        channels = self.shape[0] * (1 + 2 * len(self.fourier))
+        channels = self.shape[0] * (1 + 2 * len(self.fourier)) + self.image_channels
         self.stem = conv(channels, widths[0], 3, padding=1)
 
         self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
@@ -191,16 +193,22 @@ class UNet(nn.Module):
         )
         weights_last(self, n)
 
-    def forward(self, x: Tensor, c_noise: Tensor, y: Tensor | None = None) -> Tensor:
-        """``x (B, C, *spatial)``, ``c_noise (B,)``, labels ``y`` to the shape of ``x``."""
+    def forward(
+        self, x: Tensor, c_noise: Tensor, y: Tensor | None = None, image: Tensor | None = None
+    ) -> Tensor:
+        """``x (B, C, *spatial)``, ``c_noise (B,)``, conditions to the shape of ``x``.
+
+        ``y`` are labels, ``image (B, image_channels, *spatial)`` is joined to the input.
+        """
         embedding = self.embed(c_noise)
         if self.classes is not None:
             embedding = embedding + self.classes(y, len(x)).to(embedding.dtype)
         embedding = functional.silu(embedding)
 
         spatial = x.shape[2:]
+        image = padded(image_for(x, image, self.image_channels), self.stride)
         x = fourier_features(padded(x, self.stride), torch.exp(4 * c_noise), self.fourier)
-        h = self.stem(channels_last(x))
+        h = self.stem(channels_last(torch.cat([x, image], 1)))
         skips = [h]
         for level, stages in enumerate(self.down):
             if level:

@@ -40,7 +40,9 @@ class Heldout:
         self, index: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         x, y = self.job.heldout.x, self.job.heldout.y
-        return self.learner.prepared(x[index], None if y is None else y[index], generator)
+        labels = None if y is None else y[index]
+        x0, cond = self.learner.prepared(x[index], labels, generator)
+        return x0, cond | self.learner.given(x0, generator)
 
     @torch.no_grad()
     def loss(self) -> float:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import given as given_room
 from .. import nets, parameterization, sde
 from ..checkpoint import describe_model
 from ..config import (
@@ -39,6 +40,7 @@ DEFAULT: dict[str, dict[str, Any]] = {
     "sde": {"name": "vp"},
     "parameterization": {},
     "net": {"preset": "tiny"},
+    "given": {},
     "data": {"source": "digits"},
     "objective": {},
     "training": {},
@@ -122,9 +124,12 @@ def prepare(config: Mapping[str, Any], folder: Path, device: torch.device) -> Jo
     section.setdefault("sigma_data", round(float(probe.std()), 4))
     predicts = build(section, parameterization, "parameterization")
 
+    given = build(config["given"], given_room, "given") if config["given"] else None
+    if given is not None:
+        try_given(given, train.shape)
     with torch.random.fork_rng([]):  # layers draw their weights from torch's global generator
         torch.manual_seed(training.seed)
-        net = build_net(config["net"], train.shape)
+        net = build_net(config["net"], train.shape, given)
     classes = getattr(net, "num_classes", None)
     if classes is not None and classes != (train.num_classes or train.vectors):
         have = f"{train.num_classes} classes" if train.num_classes else "no labels"
@@ -138,7 +143,7 @@ def prepare(config: Mapping[str, Any], folder: Path, device: torch.device) -> Jo
             "set net.num_classes"
         )
     check_augmentation(augment, net, train.shape)
-    model = ScoreModel(net, process, predicts, shape=train.shape, scaler=scaler)
+    model = ScoreModel(net, process, predicts, shape=train.shape, scaler=scaler, given=given)
 
     resolved = {
         **describe_model(model),
@@ -233,9 +238,32 @@ def resolve_auto(
     return fields
 
 
-def build_net(section: Mapping[str, Any], shape: tuple[int, ...]) -> Any:
-    """The network of a section, with its preset filled in, for items of ``shape``."""
+def try_given(given: Any, shape: tuple[int, ...]) -> None:
+    """Makes the image of one item, as it will be made of all.
+
+    Raises:
+        ConfigError: if such items have none.
+    """
+    try:
+        image = given.draw(torch.zeros(1, *shape), torch.Generator())
+        wrong = tuple(image.shape) != (1, given.channels(shape), *shape[1:])
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"given {describe(given)['name']!r} does not suit items of shape {tuple(shape)}: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    if wrong:
+        raise ConfigError(f"given makes an image of shape {tuple(image.shape[1:])}")
+
+
+def build_net(section: Mapping[str, Any], shape: tuple[int, ...], given: Any = None) -> Any:
+    """The network of a section, with its preset filled in, for items of ``shape``.
+
+    Where it is ``given`` an image of each item, its input is as wide as that takes.
+    """
     values = dict(section)
+    if given is not None:
+        values["image_channels"] = given.channels(shape)
     name = values.pop("name", "mlp" if len(shape) == 1 else "unet")
     preset = values.pop("preset", None)
     if preset is not None:

@@ -134,6 +134,7 @@ class Learner:
         if job.augment is not None:
             x0, labels = job.augment(x0, noise)
             cond |= labels
+        cond |= self.given(x0, noise)
         t, correction = job.objective.times(sde, len(x0), noise)
         half = torch.autocast(
             job.device.type, HALF.get(training.precision), enabled=training.precision in HALF
@@ -158,6 +159,11 @@ class Learner:
             cond["y"] = y.to(job.device, non_blocking=True)
         items = items.to(job.device, non_blocking=True)
         return scaler.encode(items, generator=noise, dequantize=job.dequantize).float(), cond
+
+    def given(self, x0: Tensor, noise: NoiseSource) -> dict[str, Tensor]:
+        """The condition that the network is given of the items ``x0`` in model range, if any."""
+        given = self.job.model.given
+        return {} if given is None else {"image": given.draw(x0, noise)}
 
     def _descend(self) -> tuple[Tensor, Tensor]:
         """One step of the optimizer on the gradient there is: its norm, the first bad part."""
@@ -217,5 +223,5 @@ def _like(model: ScoreModel, net: nn.Module, weights: str) -> ScoreModel:
     """The same model around another network."""
     return ScoreModel(
         net, model.sde, model.parameterization, shape=model.shape, scaler=model.scaler,
-        weights=weights,
+        weights=weights, given=model.given,
     )  # fmt: skip

@@ -34,6 +34,12 @@ def draw_samples(model: ScoreModel, job: Job) -> Samples:
     elif job.conditional:
         classes = model.net.num_classes
         cond["y"] = (torch.arange(chosen.count) % int(classes)).to(job.device)  # type: ignore[arg-type]
+    if model.given is not None:  # likewise
+        index = torch.arange(chosen.count) % len(job.heldout)
+        assert model.scaler is not None
+        x0 = model.scaler.encode(job.heldout.x[index].to(job.device), dequantize=False).float()
+        generator = torch.Generator(job.device).manual_seed(chosen.seed)
+        cond["image"] = model.given.draw(x0, generator)
     return sample(
         model,
         (chosen.count, *job.train.shape),
