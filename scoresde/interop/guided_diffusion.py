@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..allowance import no_larger
 from ..checkpoint import CheckpointError, fit
+from ..classifier import NoisyClassifier
 from ..data.scaler import Scaler
 from ..model import ScoreModel
 from ..nets.adm import ADM
@@ -143,6 +144,26 @@ def read_classifier(
     # The original builds its classifiers in the legacy order, whatever the flags of the model.
     fit(net, ours(net, content, file, legacy=True), file)
     return net.eval()
+
+
+def noisy_classifier(
+    content: Any, file: Path, config: Mapping[str, Any] | str | Path | None = None
+) -> NoisyClassifier:
+    """:func:`read_classifier` on the chain of its flags, for items in [-1, 1].
+
+    Raises:
+        CheckpointError: as there, and for flags that make no chain.
+    """
+    net = read_classifier(content, file, config)
+    sde, label = process(Flags.beside(file, config))
+    classifier = NoisyClassifier(
+        net,
+        sde,
+        Eps(scale_input=False, label=label),
+        shape=net.shape,
+        scaler=Scaler((128.0,), (2 / 256,), 256),
+    )
+    return classifier.eval()
 
 
 def network(state: Mapping[str, Tensor], flags: Flags) -> ADM:

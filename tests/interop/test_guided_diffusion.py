@@ -278,7 +278,8 @@ def test_classifiers(tmp_path, pool, updown):
     torch.save(dict(p), tmp_path / "classifier.pt")
     loaded = sd.load_classifier(tmp_path, config=flags)
     with torch.no_grad():
-        assert torch.equal(loaded(x, t), net(x, t))
+        assert torch.equal(loaded.net(x, t), net(x, t))
+        close(loaded(x, (t.double() + 1) / 1000), expected.log_softmax(1))
     with pytest.raises(CheckpointError, match="use load_classifier"):
         sd.load(tmp_path, config=flags)
     with pytest.raises(CheckpointError, match="classifier_width is 32, but by time_embed"):

@@ -290,7 +290,6 @@ def test_classifier_pools(pool, shape):
         (ADM, {"head_dim": 0}, "head_dim >= 1"),
         (ADM, {"head_dim": 0, "decoder_heads": 0}, "head_dim >= 1"),
         (ADMClassifier, {"pool": "max"}, "unknown pool of adm-classifier 'max'"),
-        (ADMClassifier, {"shape": (3, 9, 8)}, r"halves \(9, 8\) down to 1/2"),
         (ADMClassifier, {"num_classes": 0}, "needs classes, num_classes=0"),
     ],
 )
