@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .operator import Operator, Spectrum, item_shape, resolved
+from .operator import Operator, Spectrum, resolved
+from .shapes import item_shape
 
 
 @dataclass(frozen=True, eq=False)
 class Linear(Operator):
-    """``A x`` for a matrix, kept whole: for items of some thousand numbers at most.
+    """``A x`` for a matrix, which is kept whole; ``D x D`` numbers are never made if ``M < D``.
 
     Args:
         matrix: ``(M, D)``.
@@ -55,22 +56,55 @@ class Linear(Operator):
         return (self.measurements(y) @ matrix).reshape(-1, *self.shape)
 
     def spectrum(self, like: Tensor | None = None) -> Spectrum:
-        """By the decomposition of the matrix; coefficients are ``(B, D)``."""
-        left, values, right, onto = self._kept("spectrum", self._decomposed, like)
+        """By the decomposition of the matrix; coefficients are ``(B, D)``, the measured first."""
+        left, values, right, reflectors, middle, onto = self._kept(
+            "spectrum", self._decomposed, like
+        )
+        size, rank = self.matrix.shape[1], right.shape[0]
+
+        def to(x: Tensor) -> Tensor:
+            x = self.items(x).flatten(1)
+            x = x - ((x @ reflectors) @ middle) @ reflectors.T
+            return torch.cat([x[:, :rank] @ right.T, x[:, rank:]], 1)
+
+        def back(c: Tensor) -> Tensor:
+            c = torch.cat([c[:, :rank] @ right, c[:, rank:]], 1)
+            return (c - ((c @ reflectors) @ middle.T) @ reflectors.T).reshape(-1, *self.shape)
+
+        def measured(y: Tensor) -> Tensor:
+            c = self.measurements(y) @ left
+            return torch.cat([c, c.new_zeros(len(c), size - rank)], 1)
+
         return Spectrum(
             values=values,
-            to=lambda x: self.items(x).flatten(1) @ right.T,
-            back=lambda c: (c @ right).reshape(-1, *self.shape),
-            measured=lambda y: self.measurements(y) @ left,
-            measurement=lambda c: c @ left.T,
+            to=to,
+            back=back,
+            measured=measured,
+            measurement=lambda c: c[:, :rank] @ left.T,
             onto=onto,
         )
 
-    def _decomposed(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, bool]:
+    def _decomposed(
+        self, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, bool]:
+        """``U``, all ``D`` values, ``V^T`` of the first ``k = min(M, D)``; ``Y``, ``T``; onto.
+
+        With ``M < D``, ``A^T = Q R`` by Householder's reflections, ``Q = I - Y T Y^T`` of all
+        ``D`` columns, and ``R^T = U S W^T``: then ``V = Q diag(W, I)``.
+        """
         rows, columns = self.matrix.shape
-        u, s, right = torch.linalg.svd(self.matrix, full_matrices=True)
-        values, left = torch.zeros(columns).double(), torch.zeros(rows, columns).double()
-        values[: len(s)] = resolved(s, dtype) if len(s) else s
-        left[:, : len(s)] = u[:, : len(s)]
-        left = left * (values > 0)
-        return left, values, right, int((values > 0).sum()) == rows
+        if rows < columns:
+            packed, tau = torch.geqrf(self.matrix.T)
+            y = packed.tril(-1)
+            y.diagonal().fill_(1)
+            # T^{-1} = diag(1 / tau) + strict upper part of Y^T Y; tau may be zero.
+            system = torch.eye(rows).double() + tau[:, None] * (y.T @ y).triu(1)
+            middle = torch.linalg.solve_triangular(system, tau.diag(), upper=True)
+            triangle = packed[:rows].triu().T
+        else:
+            y, middle = torch.zeros(columns, 0).double(), torch.zeros(0, 0).double()
+            triangle = self.matrix
+        u, s, right = torch.linalg.svd(triangle, full_matrices=False)
+        s = resolved(s, dtype)
+        values = torch.cat([s, s.new_zeros(columns - len(s))])
+        return u * (s > 0), values, right, y, middle, int((s > 0).sum()) == rows

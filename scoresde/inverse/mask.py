@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .operator import Operator, Spectrum, item_shape
+from .operator import Operator, Spectrum
+from .shapes import item_shape
 
 
 @dataclass(frozen=True, eq=False)

@@ -55,7 +55,9 @@ def resolved(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 def factor(a: Any, like: Tensor) -> Tensor:
     """A number, or one a sample, ``(B, ...)``, so that it broadcasts with ``like``."""
-    a = torch.as_tensor(a).to(like)
+    if not isinstance(a, Tensor):  # stays on the CPU, where it needs no wait for a device
+        return torch.as_tensor(a, dtype=like.dtype)
+    a = a.to(like)
     return a if a.ndim == 0 else a.reshape(-1, *(1,) * (like.ndim - 1))
 
 
@@ -182,7 +184,7 @@ class Operator(ABC):
         dtype: torch.dtype = torch.float64,
         device: torch.device | str | None = None,
     ) -> float:
-        """Largest ``|<A x, y> - <x, A^T y>| / (|A x| |y|)`` of random items; 0 but for rounding."""
+        """Largest ``|<A x, y> - <x, A^T y>| / (|A x| |y|)`` of random items: rounding alone."""
         x = self._random(batch, self.shape, dtype, seed, device)
         y = self._random(batch, self.out, dtype, seed + 1, device)
         with torch.no_grad():
@@ -192,6 +194,12 @@ class Operator(ABC):
             ).abs()
             scale = (krylov.dot(image, image) * krylov.dot(y, y)).sqrt().flatten()
             return float((error / scale.clamp_min(torch.finfo(dtype).tiny)).max())
+
+    def dense(self) -> Tensor:
+        """The matrix ``(out, shape)`` of the map, both flattened, float64: for small items."""
+        eye = torch.eye(math.prod(self.shape), dtype=torch.float64, device=self.home)
+        with torch.no_grad():
+            return self(eye.reshape(-1, *self.shape)).flatten(1).T
 
     def items(self, x: Tensor) -> Tensor:
         """``x`` if it is a batch of items.
@@ -252,18 +260,3 @@ class Operator(ABC):
                 )
                 kept[key] = moved if isinstance(made, tuple) else moved[0]
         return kept[key]
-
-
-def item_shape(shape: Any, what: str) -> tuple[int, ...]:
-    """``shape`` as a tuple of positive integers.
-
-    Raises:
-        ValueError: if it is something else.
-    """
-    try:
-        found = tuple(int(n) for n in shape)
-    except (TypeError, ValueError):
-        found = ()
-    if not found or min(found) < 1:
-        raise ValueError(f"{what} needs the shape of an item, such as (3, 64, 64), got {shape!r}")
-    return found
