@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,17 @@ class Wrapped(Score):
     """
 
     score: Any
+    own: ClassVar[tuple[str, ...]] = ()
+    """Names of conditions that it takes itself, and the wrapped score is not given."""
+
+    @property
+    def parts(self) -> tuple[Any, ...]:
+        """The scores, and other networks, that it is made of."""
+        return (self.score,)
+
+    def asks(self, cond: dict[str, Any]) -> list[tuple[Any, dict[str, Any]]]:
+        """The scores that it asks, each with the conditions, of those given, that it passes on."""
+        return [(self.score, {k: v for k, v in cond.items() if k not in self.own})]
 
     @property
     def sde(self) -> GaussianSDE:  # type: ignore[override]
@@ -38,6 +49,11 @@ class Wrapped(Score):
     def weights(self) -> str | None:
         """Which weights the wrapped score carries."""
         return getattr(self.score, "weights", None)
+
+    @property
+    def given(self) -> Any:
+        """What the wrapped model is given of an item beside its state, where anything is."""
+        return getattr(self.score, "given", None)
 
     @property
     def tuned(self) -> tuple[dict[str, Any], ...]:
