@@ -26,13 +26,17 @@ _HOMES = {
     ],
     "parameterization": ["V", "X0", "Eps", "Karras", "RawScore", "ScaledScore"],
     "model": ["Score", "ScoreModel"],
+    "classifier": ["NoisyClassifier"],
     "analytic": ["GaussianMixture", "MixtureScore"],
+    "correlated": ["CorrelatedMixture"],
+    "labelled": ["LabelledMixture"],
     "training.objective": ["DSM"],
     "sampling": ["Samples", "sample"],
     "tuning": ["Tuning", "tune"],
     "thresholding": ["Threshold"],
     "latents": ["Interpolation", "Latents", "decode", "encode", "interpolate"],
     "sphere": ["slerp"],
+    "editing": ["Bridge", "bridge", "edit"],
     "likelihood": [
         "LogProb",
         "Posterior",
@@ -70,17 +74,21 @@ __all__ = [
     "VE",
     "VP",
     "X0",
+    "Bridge",
     "ConfigError",
+    "CorrelatedMixture",
     "Cosine",
     "Eps",
     "GaussianMixture",
     "GaussianSDE",
     "Interpolation",
     "Karras",
+    "LabelledMixture",
     "Latents",
     "Linear",
     "LogProb",
     "MixtureScore",
+    "NoisyClassifier",
     "Posterior",
     "RawScore",
     "Reverse",
@@ -95,12 +103,14 @@ __all__ = [
     "__version__",
     "bench",
     "bits_per_dim",
+    "bridge",
     "classify",
     "config",
     "data",
     "data_log_prob",
     "decode",
     "denoising_log_prob",
+    "edit",
     "elbo",
     "encode",
     "grids",
@@ -137,7 +147,11 @@ if TYPE_CHECKING:
     )
     from .analytic import GaussianMixture, MixtureScore
     from .checkpoint import load, load_classifier
+    from .classifier import NoisyClassifier
     from .config import ConfigError
+    from .correlated import CorrelatedMixture
+    from .editing import Bridge, bridge, edit
+    from .labelled import LabelledMixture
     from .latents import Interpolation, Latents, decode, encode, interpolate
     from .likelihood import (
         LogProb,
