@@ -89,7 +89,7 @@ class Convolution(Operator):
         """``F^* diag(real +- i imag) F x``."""
         axes = batch_axes(self.shape)
         symbol = torch.complex(real, -imag if conjugate else imag)
-        image = torch.fft.rfftn(full(x), dim=axes) * symbol
+        image = torch.fft.rfftn(full(self.measurements(x)), dim=axes) * symbol
         return torch.fft.irfftn(image, s=spatial(self.shape), dim=axes).to(x.dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ class Convolution(Operator):
     def adjoint(self, y: Tensor) -> Tensor:
         """The correlation with the kernel, ``(B, *shape)``."""
         real, imag = self._kept("symbol", self._symbol, full(y))
-        return self._filtered(self.measurements(y), real, imag, conjugate=True)
+        return self._filtered(y, real, imag, conjugate=True)
 
     def spectrum(self, like: Tensor | None = None) -> Spectrum:
         """Absolute values of the kernel's transform; coefficients are Hartley's."""
@@ -115,7 +115,7 @@ class Convolution(Operator):
             values=values,
             to=transform,
             back=transform,
-            measured=lambda y: seen * transform(self._filtered(y, real, imag, conjugate=True)),
+            measured=lambda y: seen * hartley(self._filtered(y, real, imag, conjugate=True), axes),
             measurement=lambda c: self._filtered(transform(seen * c), real, imag, conjugate=False),
             onto=onto,
         )

@@ -57,7 +57,7 @@ class Custom(Operator):
 
     def _try_forward(self) -> None:
         noise = KeyedNoise(0)
-        x, z = (noise.normal((2, *self.shape), self.home, self.dtype) for _ in range(2))
+        x, z = (noise.normal((2, *self.shape), *self.home) for _ in range(2))
         with torch.no_grad():
             image = self.forward(x)
             if not isinstance(image, Tensor) or image.ndim < 2 or len(image) != 2:
@@ -77,7 +77,7 @@ class Custom(Operator):
             raise ValueError(f"{trouble}: random items are off by {float(error / scale):.1e}")
 
     def _try_adjoint(self) -> None:
-        y = torch.zeros((2, *self.out), dtype=self.dtype, device=self.home)
+        y = torch.zeros((2, *self.out), dtype=self.dtype, device=self.device)
         try:
             image = self.adjoint(y)
         except RuntimeError as error:
@@ -91,7 +91,7 @@ class Custom(Operator):
                 f"the adjoint maps measurements {tuple(y.shape)} to items {(2, *self.shape)}, "
                 f"got {tuple(image.shape)}"
             )
-        off = self.adjointness(dtype=self.dtype)
+        off = self.adjointness()
         if not off <= CLOSE.get(self.dtype, 1e-1):
             raise ValueError(f"the adjoint is not that of forward: they are off by {off:.1e}")
 
@@ -100,9 +100,9 @@ class Custom(Operator):
         return self.__dict__["_given"]
 
     @property
-    def home(self) -> torch.device:
-        """Where the map is tried."""
-        return torch.device(self.device)
+    def home(self) -> tuple[torch.device, torch.dtype]:
+        """Where and in which dtype the map is tried."""
+        return torch.device(self.device), self.dtype
 
     @property
     def out(self) -> tuple[int, ...]:

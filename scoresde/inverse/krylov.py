@@ -86,6 +86,37 @@ def least_squares(forward: Product, adjoint: Product, y: Tensor, limit: int) -> 
     return x
 
 
+def largest(product: Product, x: Tensor, limit: int = 60) -> float:
+    """The largest eigenvalue of a symmetric map >= 0, by Lanczos' method.
+
+    Without orthogonalisation against all that came before, eigenvalues come repeatedly, but they
+    are right.
+
+    Args:
+        product: ``v -> K v``.
+        x: ``(1, ...)``, where to start.
+        limit: largest number of products.
+    """
+    diagonal: list[float] = []
+    beside: list[float] = []
+    found, last, before, link = 0.0, -1.0, torch.zeros_like(x), 0.0
+    x = x / x.norm()
+    while len(diagonal) < limit and abs(found - last) > 1e-12 * found:
+        image = product(x) - link * before
+        diagonal.append(float(dot(image, x)))
+        image = image - diagonal[-1] * x
+        link = float(image.norm())
+        matrix = torch.tensor(diagonal).double().diag()
+        if beside:
+            matrix = matrix + torch.tensor(beside).double().diag(1)
+        found, last = float(torch.linalg.eigvalsh(matrix, UPLO="U").max()), found
+        if link <= 1e-14 * found:  # nothing is left to find from here
+            break
+        beside.append(link)
+        before, x = x, image / link
+    return max(found, 0.0)
+
+
 class PseudoInverse(torch.autograd.Function):
     """``A^+ y``, or ``(A^T)^+ x`` where transposed; each is the other's derivative."""
 

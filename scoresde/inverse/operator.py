@@ -21,9 +21,6 @@ from torch import Tensor
 from ..noise import KeyedNoise
 from . import krylov
 
-POWER = 200
-"""Products of the power iteration for the norm of an operator without a spectrum."""
-
 
 @dataclass(frozen=True)
 class Spectrum:
@@ -55,9 +52,8 @@ def resolved(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 def factor(a: Any, like: Tensor) -> Tensor:
     """A number, or one a sample, ``(B, ...)``, so that it broadcasts with ``like``."""
-    if not isinstance(a, Tensor):  # stays on the CPU, where it needs no wait for a device
-        return torch.as_tensor(a, dtype=like.dtype)
-    a = a.to(like)
+    number = isinstance(a, (int, float))  # stays on the CPU: nothing waits for a device
+    a = torch.as_tensor(a, dtype=like.dtype, device="cpu" if number else like.device)
     return a if a.ndim == 0 else a.reshape(-1, *(1,) * (like.ndim - 1))
 
 
@@ -114,13 +110,8 @@ class Operator(ABC):
         spectrum = self.spectrum()
         if spectrum is not None:
             return float(spectrum.values.max())
-        x, square = self._random(1, self.shape, torch.float32), 0.0
         with torch.no_grad():
-            for _ in range(POWER):
-                x = self.adjoint(self(x / x.norm().clamp_min(1e-30)))
-                square, last = float(x.norm()), square
-                if abs(square - last) <= 1e-6 * square:
-                    break
+            square = krylov.largest(lambda x: self.adjoint(self(x)), self._random(1, self.shape))
         return math.sqrt(square)
 
     def pinv(self, y: Tensor) -> Tensor:
@@ -142,8 +133,7 @@ class Operator(ABC):
         if spectrum is None:
             return krylov.solve(self, self.measurements(r), factor(a, r), factor(b, r))
         c = spectrum.measured(r)
-        seen = spectrum.values > 0  # so that nothing else comes of a = 0
-        inside = inverse(factor(a, c) + factor(b, c) * spectrum.values**2) * seen
+        inside = inverse(factor(a, c) + factor(b, c) * spectrum.values**2)
         z = spectrum.measurement(inside * c)
         if spectrum.onto:  # what were left outside would be rounding, divided by a
             return z
@@ -177,27 +167,21 @@ class Operator(ABC):
         square = (self.seen(self.measurements(y) - mean) / std).square().flatten(1).sum(1)
         return -0.5 * square - self.count * (0.5 * math.log(2 * math.pi) + std.log().flatten())
 
-    def adjointness(
-        self,
-        batch: int = 4,
-        seed: int = 0,
-        dtype: torch.dtype = torch.float64,
-        device: torch.device | str | None = None,
-    ) -> float:
+    def adjointness(self, batch: int = 4, seed: int = 0) -> float:
         """Largest ``|<A x, y> - <x, A^T y>| / (|A x| |y|)`` of random items: rounding alone."""
-        x = self._random(batch, self.shape, dtype, seed, device)
-        y = self._random(batch, self.out, dtype, seed + 1, device)
+        x, y = self._random(batch, self.shape, seed), self._random(batch, self.out, seed + 1)
         with torch.no_grad():
             image = self(x)
             error = (
                 krylov.dot(image, y).flatten() - krylov.dot(x, self.adjoint(y)).flatten()
             ).abs()
             scale = (krylov.dot(image, image) * krylov.dot(y, y)).sqrt().flatten()
-            return float((error / scale.clamp_min(torch.finfo(dtype).tiny)).max())
+            return float((error / scale.clamp_min(torch.finfo(x.dtype).tiny)).max())
 
     def dense(self) -> Tensor:
-        """The matrix ``(out, shape)`` of the map, both flattened, float64: for small items."""
-        eye = torch.eye(math.prod(self.shape), dtype=torch.float64, device=self.home)
+        """The matrix of the map, ``(prod(out), prod(shape))``: for small items."""
+        device, dtype = self.home
+        eye = torch.eye(math.prod(self.shape), dtype=dtype, device=device)
         with torch.no_grad():
             return self(eye.reshape(-1, *self.shape)).flatten(1).T
 
@@ -225,20 +209,13 @@ class Operator(ABC):
             )
         return x
 
-    def _random(
-        self,
-        batch: int,
-        shape: tuple[int, ...],
-        dtype: torch.dtype,
-        seed: int = 0,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
-        return KeyedNoise(seed).normal((batch, *shape), device or self.home, dtype)
+    def _random(self, batch: int, shape: tuple[int, ...], seed: int = 0) -> Tensor:
+        return KeyedNoise(seed).normal((batch, *shape), *self.home)
 
     @property
-    def home(self) -> torch.device:
-        """Where the operator is tried out; its calls follow their argument."""
-        return torch.device("cpu")
+    def home(self) -> tuple[torch.device, torch.dtype]:
+        """Where and in which dtype the operator is tried; its calls follow their argument."""
+        return torch.device("cpu"), torch.float64
 
     def _kept(
         self, name: str, make: Callable[[torch.dtype], Any], like: Tensor | None = None
