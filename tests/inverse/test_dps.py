@@ -1,0 +1,73 @@
+"""DPS: the Gaussian rule is exact where it can be, the published one is that of the paper."""
+
+import pytest
+import torch
+
+import scoresde as sd
+from scoresde.inverse.dps import DPS
+from scoresde.inverse.linear import Linear
+
+f64 = torch.float64
+
+
+def draws(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=f64)
+
+
+@pytest.mark.parametrize("std", [0.05, 0.5])
+def test_exact_for_isotropic_data_and_equal_singular_values(sde, std):
+    data = sd.GaussianMixture([1.0], draws(1, 4), [0.8])
+    rows = torch.linalg.qr(draws(4, 4, seed=1)).Q[:2]
+    a, y = Linear(1.7 * rows), draws(1, 2, seed=2)
+    exact = data.posterior(a, y, std).score(sde)
+    led = DPS(data.score(sde), a, y, std, sigma_data=0.8)
+    for t in (sde.t_min_sampling, 0.1, 0.5, sde.t_max):
+        x = draws(4, 4, seed=3) * (sde.alpha(t) ** 2 + sde.sigma(t) ** 2).sqrt()
+        torch.testing.assert_close(led.noise(x, t), exact.noise(x, t), rtol=1e-6, atol=1e-6)
+
+
+def test_never_goes_beyond_the_measurement():
+    """For Gaussian data no narrower than ``sigma_data``, a step closes in on ``y``."""
+    data = sd.GaussianMixture([1.0], draws(1, 4), [1.0])
+    a, y = Linear(draws(3, 4, seed=1)), draws(1, 3, seed=2)
+    score, x = data.score(sd.VP()), draws(6, 4, seed=3)
+    for t in (1e-3, 0.1, 0.9):
+        led = DPS(score, a, y, 0.0)
+        before, after = (a.spectrum().measured(y - a(s.denoise(x, t))) for s in (score, led))
+        assert bool((before * after > -1e-9).all())
+        assert bool((after.abs() <= before.abs()).all())
+
+
+def test_published_rule(mixture):
+    """An ancestral step of a thousand on VP moves by ``-zeta grad |r|``, up to the step's size."""
+    sde, zeta = sd.VP(), 0.7
+    score, a, y = mixture.score(sde), Linear(draws(1, 2, seed=1)), draws(1, 1, seed=2)
+    led = DPS(score, a, y, 0.1, zeta=zeta)
+    x = draws(3, 2, seed=3)
+    for i in (200, 500, 900):
+        t, s = (torch.tensor(v / 1000, dtype=f64) for v in (i, i - 1))
+        step = sd.solvers.Ancestral().step
+        noise = lambda: torch.Generator().manual_seed(0)  # noqa: E731
+        moved = (
+            step(sde.reverse(led), x, t, s, noise())[0]
+            - step(sde.reverse(score), x, t, s, noise())[0]
+        )
+        gradient = torch.zeros_like(x)
+        for j in range(2):
+            e = 1e-6 * torch.eye(2, dtype=f64)[j]
+            ahead, behind = ((y - a(score.denoise(v, t))).norm(dim=1) for v in (x + e, x - e))
+            gradient[:, j] = (ahead - behind) / 2e-6
+        torch.testing.assert_close(moved, -zeta * gradient, rtol=0.02, atol=1e-4)
+
+
+def test_zeta_zero_is_the_score_alone(mixture):
+    score = mixture.score(sd.VP())
+    led = DPS(score, Linear(draws(1, 2)), draws(1, 1), 0.1, zeta=0.0)
+    x = draws(3, 2)
+    torch.testing.assert_close(led(x, 0.4), score(x, 0.4), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("zeta", [-1.0, float("inf"), float("nan")])
+def test_refuses_zeta(mixture, zeta):
+    with pytest.raises(ValueError, match="zeta"):
+        DPS(mixture.score(sd.VP()), Linear(draws(1, 2)), draws(1, 1), 0.1, zeta=zeta)

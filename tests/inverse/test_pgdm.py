@@ -1,0 +1,35 @@
+"""PGDM: exact for isotropic Gaussian data."""
+
+import pytest
+import torch
+
+import scoresde as sd
+from scoresde.inverse.linear import Linear
+from scoresde.inverse.pgdm import PGDM
+
+f64 = torch.float64
+
+
+def draws(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=f64)
+
+
+@pytest.mark.parametrize("std", [0.02, 0.5])
+@pytest.mark.parametrize("scale", [0.3, 1.0, 2.0])
+def test_exact_for_isotropic_gaussian_data(sde, std, scale):
+    data = sd.GaussianMixture([1.0], draws(1, 5), [scale])
+    a, y = Linear(draws(3, 5, seed=1)), draws(1, 3, seed=2)
+    exact = data.posterior(a, y, std).score(sde)
+    led = PGDM(data.score(sde), a, y, std, sigma_data=scale)
+    for t in (sde.t_min_sampling, 0.1, 0.5, sde.t_max):
+        x = draws(4, 5, seed=3) * (sde.alpha(t) ** 2 + sde.sigma(t) ** 2).sqrt()
+        torch.testing.assert_close(led.noise(x, t), exact.noise(x, t), rtol=1e-6, atol=1e-6)
+
+
+def test_exact_without_noise():
+    data = sd.GaussianMixture([1.0], draws(1, 5), [0.6])
+    a, y = Linear(draws(3, 5, seed=1)), draws(1, 3, seed=2)
+    exact = data.posterior(a, y, 1e-9).score(sd.VP())
+    led = PGDM(data.score(sd.VP()), a, y, 0.0, sigma_data=0.6)
+    x = draws(4, 5, seed=3)
+    torch.testing.assert_close(led.noise(x, 0.3), exact.noise(x, 0.3), rtol=1e-6, atol=1e-6)

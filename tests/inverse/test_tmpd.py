@@ -1,0 +1,34 @@
+"""TMPD: exact for Gaussian data of independent entries."""
+
+import pytest
+import torch
+
+import scoresde as sd
+from scoresde.inverse.linear import Linear
+from scoresde.inverse.mask import Mask
+from scoresde.inverse.tmpd import TMPD
+
+f64 = torch.float64
+
+
+def draws(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=f64)
+
+
+@pytest.mark.parametrize("std", [0.02, 0.5])
+@pytest.mark.parametrize("kind", ["mask", "matrix"])
+def test_exact_for_independent_entries(sde, std, kind):
+    data = sd.GaussianMixture([1.0], draws(1, 5), torch.linspace(0.2, 1.5, 5, dtype=f64)[None])
+    a = Mask(torch.tensor([1, 0, 1, 1, 0])) if kind == "mask" else Linear(draws(3, 5, seed=1))
+    y = a(draws(1, 5, seed=2))
+    exact = data.posterior(a, y, std).score(sde)
+    led = TMPD(data.score(sde), a, y, std)
+    for t in (sde.t_min_sampling, 0.1, 0.5, sde.t_max):
+        x = draws(4, 5, seed=3) * (sde.alpha(t) ** 2 + sde.sigma(t) ** 2).sqrt()
+        scale = exact.noise(x, t).abs().max().clamp_min(1)
+        assert (led.noise(x, t) - exact.noise(x, t)).abs().max() < 1e-6 * scale
+
+
+def test_refuses_iterations(mixture):
+    with pytest.raises(ValueError, match="iterations >= 1"):
+        TMPD(mixture.score(sd.VP()), Linear(draws(1, 2)), draws(1, 1), 0.1, iterations=0)
