@@ -191,7 +191,7 @@ def build_classifier(description: Mapping[str, Any]) -> NoisyClassifier:
     )  # fmt: skip
 
 
-def misfit(score: Any, classifier: Any) -> str | None:
+def misfit(score: Any, classifier: Any, name: str = "classifier") -> str | None:
     """Why a classifier cannot guide a score, in one line; None if it can, as far as is known.
 
     Both have to be of one process, the same ``alpha`` and ``sigma`` at the same time, and of one
@@ -199,7 +199,8 @@ def misfit(score: Any, classifier: Any) -> str | None:
 
     Args:
         score: carries its ``sde``; perhaps its ``shape`` and ``scaler``.
-        classifier: likewise; a bare function tells nothing.
+        classifier: likewise, or another score; a bare function tells nothing.
+        name: what the second is called.
     """
     ours, theirs = (getattr(each, "sde", None) for each in (score, classifier))
     if ours is not None and theirs is not None:
@@ -210,13 +211,13 @@ def misfit(score: Any, classifier: Any) -> str | None:
             float((ours.alpha(t).log() - theirs.alpha(t).log()).abs().max()),
         )
         if not apart <= CLOSE:
-            return f"the classifier is of the process {theirs!r}, the score of {ours!r}"
+            return f"the {name} is of the process {theirs!r}, the score of {ours!r}"
     mine, its = (getattr(each, "shape", None) for each in (score, classifier))
     if mine is not None and its is not None and tuple(mine) != tuple(its):
-        return f"the classifier is of items of shape {tuple(its)}, the score of {tuple(mine)}"
+        return f"the {name} is of items of shape {tuple(its)}, the score of {tuple(mine)}"
     mine, its = (getattr(each, "scaler", None) for each in (score, classifier))
     if mine is not None and its is not None and not _same_range(mine, its):
-        return f"the classifier is of data scaled by {its}, the score by {mine}"
+        return f"the {name} is of data scaled by {its}, the score by {mine}"
     return None
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from . import grids, solvers
+from .conditions import check_used
 from .config import describe
 from .model import evaluating, per_sample
 from .noise import KeyedNoise
@@ -136,7 +137,9 @@ def encode(
         )
     places, times = place(score, method, steps, grid, high, low)
     x = initial(score, sde, KeyedNoise(0), None, x, device, dtype)
-    reverse = method.reverse(score, **per_sample(cond, x))
+    cond = per_sample(cond, x)
+    check_used(score, cond, x)
+    reverse = method.reverse(score, **cond)
     with evaluating(score), reporting(callback, progress, len(times) - 1, "encoding") as report:
         noise = KeyedNoise(0, start_index)  # none is drawn
         solution = method.integrate(reverse, x, times.flip(0), noise, report)

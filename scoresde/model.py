@@ -272,20 +272,25 @@ class ScoreModel(nn.Module, Score):
 
 @contextmanager
 def evaluating(score: object) -> Iterator[None]:
-    """Puts a module into evaluation mode for the block, and back; other scores pass.
-
-    A score that wraps another, and keeps it as its ``score``, stands for what it wraps.
-    """
-    while not isinstance(score, nn.Module) and hasattr(score, "score"):
-        score = score.score
-    if not isinstance(score, nn.Module) or not score.training:
-        yield
-        return
-    score.eval()
+    """Puts the modules of a score into evaluation mode for the block, and back."""
+    modules = [m for m in modules_of(score) if m.training]
+    for module in modules:
+        module.eval()
     try:
         yield
     finally:
-        score.train()
+        for module in modules:
+            module.train()
+
+
+def modules_of(score: object) -> Iterator[nn.Module]:
+    """The module that a score is; or those of its ``parts``, or of what it keeps as ``score``."""
+    if isinstance(score, nn.Module):
+        yield score
+        return
+    for part in getattr(score, "parts", (getattr(score, "score", None),)):
+        if part is not None:
+            yield from modules_of(part)
 
 
 def home(score: object) -> tuple[torch.device, torch.dtype]:

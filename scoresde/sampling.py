@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from . import grids, solvers
 from .brownian import BrownianPath
+from .conditions import check_used
 from .config import ConfigError, build, describe
 from .likelihood.along import Along, check_density
 from .model import Cost, evaluating, home, per_sample
@@ -95,9 +96,10 @@ def sample(
         cond: conditions, one value a sample, given to the score at each call.
 
     Raises:
-        ValueError: for a shape, time, step count, dtype or condition that does not fit, or for
-            ``log_prob`` with a stochastic solver, a threshold, a denoised end or a later start, or
-            for a path of a process without a log-SNR.
+        ValueError: for a shape, time, step count, dtype or condition that does not fit, for a
+            condition that a network does not depend on (each is asked once), or for ``log_prob``
+            with a stochastic solver, a threshold, a denoised end or a later start, or for a path
+            of a process without a log-SNR.
         ConfigError: for an unknown solver, grid, threshold or divergence.
     """
     began = time.perf_counter()
@@ -114,6 +116,7 @@ def sample(
     noise = BrownianPath(seed, start_index) if brownian else KeyedNoise(seed, start_index)
     x = first = initial(score, sde, noise, shape, x_T, device, dtype)
     led, cond = Threshold.of(score, threshold), per_sample(cond, x)
+    check_used(score, cond, x)
     clipped = led.section if isinstance(led, Threshold) else None
     along = None
     if log_prob:

@@ -174,8 +174,10 @@ def test_a_network_is_evaluated_without_dropout_or_gradients():
 
 def test_training_mode_returns_even_after_a_failure(mixture):
     model = sd.ScoreModel(Net(), sd.VP(), sd.Eps()).train()
-    with pytest.raises(TypeError, match="unexpected keyword argument 'z'"):
+    with pytest.raises(ValueError, match="the network Net takes no condition 'z'"):
         sd.sample(model, (3, 2), steps=4, z=1)
+    with pytest.raises(IndexError, match="too many indices"):
+        sd.sample(model, (3, 2), steps=4, y=torch.tensor(1.0))
     assert model.training
 
 

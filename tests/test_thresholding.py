@@ -101,7 +101,7 @@ class Net(nn.Module):
 
     def forward(self, x, c_noise, y=None):
         self.seen.append((self.training, y))
-        return x * self.scale
+        return x * self.scale + y.to(x)[:, None]
 
 
 def test_a_network_is_evaluated_in_its_place():
@@ -111,6 +111,8 @@ def test_a_network_is_evaluated_in_its_place():
     assert (score.device, score.dtype) == (torch.device("cpu"), torch.float32)
     model.tuned = ({"steps": 3},)
     assert score.tuned == model.tuned
+    sd.sample(score, (3, 2), steps=1, solver="ddim", y=y)  # asks whether the network uses y
+    model.net.seen.clear()
     for led, section in ((score, None), (model, "static")):
         out = sd.sample(led, (3, 2), solver="ddim", steps=5, y=y, threshold=section)
         assert out.nfe == len(model.net.seen) == 6
@@ -120,7 +122,7 @@ def test_a_network_is_evaluated_in_its_place():
         assert (out.weights, out.x.dtype) == ("ema", torch.float32)
         assert out.threshold["mode"] == "static"
         model.net.seen.clear()
-    assert sd.encode(score, torch.zeros(2, 2), solver="ddim").weights == "ema"
+    assert sd.encode(score, torch.zeros(3, 2), solver="ddim", y=y).weights == "ema"
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from .. import grids
+from ..conditions import check_used
 from ..model import evaluating, per_sample
 from ..precision import name_of, supported, tolerance
 from ..sde.base import GaussianSDE
@@ -144,9 +145,11 @@ def log_prob(
     divergence = divergence_of(divergence, x)
     budget.check(target_stderr, probes, way)
     started = time.perf_counter()
+    cond = per_sample(cond, x)
+    check_used(score, cond, x)
     with evaluating(score):
         problem = Problem(
-            score, x, per_sample(cond, x), t_min, t_max, terminal, divergence, noise, seed,
+            score, x, cond, t_min, t_max, terminal, divergence, noise, seed,
             start_index,
         )  # fmt: skip
         if differentiable:

@@ -14,6 +14,7 @@ from torch import Tensor
 from .. import given as given_room
 from .. import nets, parameterization, sde
 from ..checkpoint import describe_model
+from ..conditions import check_used
 from ..config import (
     ConfigError,
     build,
@@ -200,9 +201,12 @@ def try_network(
     x = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(device)
     t = torch.tensor([sde.t_min, sde.t_max], device=device)
     cond = {} if classes is None else {"y": torch.arange(2, device=device) % classes}
+    if model.given is not None:
+        cond["image"] = model.given.draw(x, torch.Generator(device).manual_seed(0))
     try:
         with torch.no_grad(), evaluating(model):
             eps, v = model.noise_and_variance(x, t, **cond)
+            check_used(model, cond, x)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"net does not take the data: {str(error).splitlines()[0]}") from error
     if (v is not None) != variance:
