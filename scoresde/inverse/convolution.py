@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .fourier import batch_axes, full, hartley, mirrored
-from .operator import Operator, Spectrum, resolved
+from .operator import Operator, Spectrum, factor, inverse, resolved
 from .shapes import item_shape, spatial, spatial_axes
 
 
@@ -101,6 +102,13 @@ class Convolution(Operator):
         """The correlation with the kernel, ``(B, *shape)``."""
         real, imag = self._kept("symbol", self._symbol, full(y))
         return self._filtered(y, real, imag, conjugate=True)
+
+    def solve(self, r: Tensor, a: Any, b: Any) -> Tensor:
+        """``F^* diag(1 / (a + b |h|^2)) F r``."""
+        values = self._kept("phases", self._phases, full(r))[0]
+        values = values[..., : values.shape[-1] // 2 + 1]
+        over = inverse(factor(a, full(r)) + factor(b, full(r)) * values**2)
+        return self._filtered(r, over, torch.zeros_like(over), conjugate=False)
 
     def spectrum(self, like: Tensor | None = None) -> Spectrum:
         """Absolute values of the kernel's transform; coefficients are Hartley's."""

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from ..noise import KeyedNoise
-from .mask import known_entries
-from .operator import Operator, Spectrum
+from .mask import Selection
+from .operator import Spectrum
 from .shapes import item_shape, spatial_axes
 
 
@@ -73,7 +73,7 @@ def to_complex(coefficients: Tensor, axes: tuple[int, ...]) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Fourier(Operator):
+class Fourier(Selection):
     """``A x = mask * H x``: some coefficients of the Hartley transform over the spatial axes.
 
     For a mask that is symmetric under ``k -> -k`` (``symmetric``) this is under-sampling of the
@@ -86,24 +86,6 @@ class Fourier(Operator):
     Raises:
         ValueError: as :class:`~scoresde.inverse.mask.Mask`.
     """
-
-    mask: Tensor
-    shape: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        mask, shape = known_entries(self.mask, self.shape)
-        object.__setattr__(self, "mask", mask)
-        object.__setattr__(self, "shape", shape)
-
-    @property
-    def out(self) -> tuple[int, ...]:
-        """The shape of an item."""
-        return self.shape
-
-    @property
-    def count(self) -> int:
-        """Number of measured coefficients."""
-        return int(self.mask.sum())
 
     @property
     def symmetric(self) -> bool:
@@ -118,11 +100,6 @@ class Fourier(Operator):
         """The item of the measured coefficients alone, which is the pseudo-inverse too."""
         return hartley(self.seen(self.measurements(y)), batch_axes(self.shape))
 
-    def seen(self, y: Tensor) -> Tensor:
-        """``y`` with zeros where nothing is measured."""
-        known = self._kept("known", lambda _: self.mask, y) > 0
-        return torch.where(known, y, 0)
-
     def spectrum(self, like: Tensor | None = None) -> Spectrum:
         """Values of 0 and 1; coefficients are those of the transform."""
         axes = batch_axes(self.shape)
@@ -133,8 +110,7 @@ class Fourier(Operator):
         def transform(x: Tensor) -> Tensor:
             return hartley(self.items(x), axes)
 
-        known = self._kept("known", lambda _: self.mask, like)
-        return Spectrum(known, transform, transform, seen, seen)
+        return Spectrum(self.known(like), transform, transform, seen, seen)
 
     def coefficients(self, kspace: Tensor, measured: Tensor | None = None) -> Tensor:
         """A measurement from complex data, as :func:`from_complex`: ``(B, *shape)``."""

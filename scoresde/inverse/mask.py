@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .operator import Operator, Spectrum
+from .operator import Operator, Spectrum, factor, inverse
 from .shapes import item_shape
 
 
 @dataclass(frozen=True, eq=False)
-class Mask(Operator):
-    """``A x = mask * x``, of the shape of an item, with zeros where nothing is known.
-
-    Args:
-        mask: 1 (or True) where an entry is known, 0 where not; of the shape of an item.
-        shape: of an item, with which the mask broadcasts, such as ``(3, 64, 64)`` for a mask
-            ``(1, 64, 64)``; that of the mask without it.
-
-    Raises:
-        ValueError: for other values than 0 and 1, a shape that does not fit, or nothing known.
-    """
+class Selection(Operator):
+    """Base of maps that know some of as many numbers as an item has: ``A A^T = diag(mask)``."""
 
     mask: Tensor
     shape: tuple[int, ...] = ()
@@ -42,6 +34,33 @@ class Mask(Operator):
         """Number of known entries."""
         return int(self.mask.sum())
 
+    def known(self, like: Tensor | None = None) -> Tensor:
+        """The mask in a dtype, on a device."""
+        return self._kept("known", lambda _: self.mask, like)
+
+    def seen(self, y: Tensor) -> Tensor:
+        """``y`` with zeros where nothing is known."""
+        # Not a product: what is no number where nothing is known has no say.
+        return torch.where(self.known(y) > 0, y, 0)
+
+    def solve(self, r: Tensor, a: Any, b: Any) -> Tensor:
+        """``r / (a + b mask)``; where that is 0, 0."""
+        return inverse(factor(a, r) + factor(b, r) * self.known(r)) * self.measurements(r)
+
+
+@dataclass(frozen=True, eq=False)
+class Mask(Selection):
+    """``A x = mask * x``, of the shape of an item, with zeros where nothing is known.
+
+    Args:
+        mask: 1 (or True) where an entry is known, 0 where not; of the shape of an item.
+        shape: of an item, with which the mask broadcasts, such as ``(3, 64, 64)`` for a mask
+            ``(1, 64, 64)``; that of the mask without it.
+
+    Raises:
+        ValueError: for other values than 0 and 1, a shape that does not fit, or nothing known.
+    """
+
     def __call__(self, x: Tensor) -> Tensor:
         """The known entries, zeros elsewhere."""
         return self.seen(self.items(x))
@@ -50,16 +69,10 @@ class Mask(Operator):
         """The known entries, zeros elsewhere: ``A^T = A``."""
         return self.seen(self.measurements(y))
 
-    def seen(self, y: Tensor) -> Tensor:
-        """``y`` with zeros where nothing is known."""
-        # Not a product: what is no number where nothing is known has no say.
-        known = self._kept("known", lambda _: self.mask, y) > 0
-        return torch.where(known, y, 0)
-
     def spectrum(self, like: Tensor | None = None) -> Spectrum:
         """Values of 0 and 1; coefficients are the entries themselves."""
-        known = self._kept("known", lambda _: self.mask, like)
-        return Spectrum(known, self.items, self.measurements, self.adjoint, self.adjoint)
+        to, back = self.items, self.measurements
+        return Spectrum(self.known(like), to, back, self.adjoint, self.adjoint)
 
 
 def known_entries(mask: Tensor, shape: tuple[int, ...] = ()) -> tuple[Tensor, tuple[int, ...]]:

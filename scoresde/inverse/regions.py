@@ -36,13 +36,13 @@ class Region(Mask):
     def __post_init__(self) -> None:
         shape = item_shape(self.shape, "a mask")
         object.__setattr__(self, "shape", shape)
-        known = self.known(spatial(shape))
+        known = self.places(spatial(shape))
         channels = (1,) * (len(shape) - known.ndim)
         object.__setattr__(self, "mask", known.reshape(*channels, *known.shape))
         super().__post_init__()
 
     @abstractmethod
-    def known(self, space: tuple[int, ...]) -> Tensor:
+    def places(self, space: tuple[int, ...]) -> Tensor:
         """``(*space)`` booleans: the known places."""
 
     def _share(self, value: float, name: str) -> float:
@@ -70,7 +70,7 @@ class MiddleBox(Region):
 
     side: float = 0.5
 
-    def known(self, space: tuple[int, ...]) -> Tensor:
+    def places(self, space: tuple[int, ...]) -> Tensor:
         """Outside of the box."""
         return ~_middle(space, self._share(self.side, "side"))
 
@@ -85,7 +85,7 @@ class Outpaint(Region):
 
     side: float = 0.5
 
-    def known(self, space: tuple[int, ...]) -> Tensor:
+    def places(self, space: tuple[int, ...]) -> Tensor:
         """Inside of the box."""
         return _middle(space, self._share(self.side, "side"))
 
@@ -101,7 +101,7 @@ class Half(Region):
 
     side: Literal["left", "right", "top", "bottom", "front", "back"] = "left"
 
-    def known(self, space: tuple[int, ...]) -> Tensor:
+    def places(self, space: tuple[int, ...]) -> Tensor:
         """The lower half of the indices of an axis, or the upper one."""
         sides = ("left", "right", "top", "bottom", "front", "back")[: 2 * len(space)]
         if self.side not in sides:
@@ -127,7 +127,7 @@ class RandomPixels(Region):
     share: float = 0.5
     seed: int = 0
 
-    def known(self, space: tuple[int, ...]) -> Tensor:
+    def places(self, space: tuple[int, ...]) -> Tensor:
         """As many of the places as the share says."""
         size = math.prod(space)
         wanted = max(1, round(self._share(self.share, "share") * size))
@@ -151,7 +151,7 @@ class Stripes(Region):
     width: int = 4
     axis: int = -1
 
-    def known(self, space: tuple[int, ...]) -> Tensor:
+    def places(self, space: tuple[int, ...]) -> Tensor:
         """The first ``period - width`` entries of each period."""
         axes, count = spatial_axes(self.shape), len(self.shape)
         axis = self.axis % count if -count <= self.axis < count else -1
@@ -189,7 +189,7 @@ class Strokes(Region):
     parts: int = 4
     seed: int = 0
 
-    def known(self, space: tuple[int, ...]) -> Tensor:
+    def places(self, space: tuple[int, ...]) -> Tensor:
         """What no stroke touches."""
         if self.strokes < 1 or self.parts < 1 or not (self.thickness > 0 and self.length > 0):
             raise ValueError(
@@ -237,7 +237,7 @@ class Picture(Region):
     file: Path = Path("mask.png")
     white: Literal["known", "unknown"] = "known"
 
-    def known(self, space: tuple[int, ...]) -> Tensor:
+    def places(self, space: tuple[int, ...]) -> Tensor:
         """The white pixels, or the black ones."""
         from PIL import Image
 

@@ -27,6 +27,7 @@ def made() -> dict[str, Operator]:
         "grayscale": room.Grayscale((3, 2, 3)),
         "grayscale equal": room.Grayscale((4, 5), "equal"),
         "channels": room.Channels((3, 2, 2), r(4, 3)),
+        "channels of low rank": room.Channels((3, 2), r(4, 1) @ r(1, 3, seed=1)),
         "pool 1-D": room.AveragePool((2, 6), 3),
         "pool 2-D": room.AveragePool((2, 4, 6), 2),
         "pool 3-D": room.AveragePool((1, 4, 2, 2), 2),
