@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from .data.scaler import Scaler
     from .given import Degraded, Masked
 
-    Given = Degraded | Masked
-
 
 class Cost(NamedTuple):
     """What one call of a score asks of networks, for each sample."""
@@ -110,7 +108,7 @@ class ScoreModel(nn.Module, Score):
         shape: tuple[int, ...] | None = None,
         scaler: Scaler | None = None,
         weights: str = "raw",
-        given: Given | None = None,
+        given: Degraded | Masked | None = None,
     ) -> None:
         super().__init__()
         self.net = net
@@ -122,6 +120,13 @@ class ScoreModel(nn.Module, Score):
         self.given = given
         self.tuned: tuple[dict[str, Any], ...] = ()
         """Entries of the time grids tuned to this model, which :func:`scoresde.load` reads."""
+
+    def around(self, net: nn.Module, weights: str) -> ScoreModel:
+        """The same model around another network of its kind."""
+        return ScoreModel(
+            net, self.sde, self.parameterization, shape=self.shape, scaler=self.scaler,
+            weights=weights, given=self.given,
+        )  # fmt: skip
 
     def noise(self, x: Tensor, t: float | Tensor, **cond: Any) -> Tensor:
         """``eps_hat``, in the dtype of ``x``; the network computes in its own dtype."""

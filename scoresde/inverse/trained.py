@@ -51,6 +51,12 @@ class Trained(Wrapped):
             )
         self._image(self.y)
 
+    def asks(self, cond: dict[str, Any]) -> list[tuple[Any, dict[str, Any]]]:
+        """The model, which is given the image of the measurement."""
+        cond = dict(cond)
+        y = cond.pop("measurement", self.y)
+        return [(self.score, {**cond, "image": self._image(y)})]
+
     def _image(self, y: Tensor) -> Tensor:
         image: Tensor = self.given.image(self.operator, self.operator.measurements(y))
         return image
