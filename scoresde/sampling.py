@@ -123,13 +123,13 @@ def sample(
         along = led = Along(score, x, divergence, probes, seed, start_index)
         x, cond = along.open(x), {**cond, **along.cond}
         callback = along.showing(callback)
-    reverse = method.reverse(led, **cond)
-    with evaluating(score), reporting(callback, progress, len(times) - 1) as report:
+    reverse, moves = method.reverse(led, **cond), len(method.route(times)) - 1
+    with evaluating(score), reporting(callback, progress, moves) as report:
         solution = method.integrate(reverse, x, times, noise, report)
         x, converged, message = solution.x, solution.converged, solution.message
         t = as_time(solution.t, x)
         if denoise:
-            x = reverse.denoise(x, t)
+            x = method.denoise(reverse, x, t)
             if not bool(x.isfinite().all()) and converged:
                 converged, message = False, f"non-finite after denoising at t={float(t.max()):.6g}"
     density: dict[str, Any] = {}

@@ -101,6 +101,14 @@ class Solver(ABC):
         """What the next step needs, if ``change`` has been added to ``x`` since the last."""
         return state
 
+    def route(self, times: Tensor) -> Tensor:
+        """The times that are visited, one after the other: those of the grid."""
+        return times
+
+    def denoise(self, reverse: Reverse, x: Tensor, t: Tensor) -> Tensor:
+        """The data that a state stands for at the end: ``E[x_0 | x_t]``, one evaluation."""
+        return reverse.denoise(x, t)
+
     def reverse(self, score: Any, **cond: Any) -> Reverse:
         """The process that this solver steps, for a score that carries its ``sde``."""
         return score.sde.reverse(score, eta=self.eta, **cond)
@@ -128,7 +136,7 @@ class Solver(ABC):
         """
         self.check(reverse)
         state = self.init(reverse, x, times, noise)
-        sums = []
+        sums, times = [], self.route(times)
         for i, (t, s) in enumerate(pairwise(times.unbind()), 1):
             x, state = self.step(reverse, x, t, s, noise, state)
             sums.append(x.sum())  # finite while all of x is, and by far the cheapest such flag
