@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import click
 
 from . import options
+from .guide import Guide, Guided, guided
 
 if TYPE_CHECKING:
     import torch
@@ -36,13 +37,13 @@ class Settings(NamedTuple):
     settings: tuple[str, ...]
     threshold: str | None
     label: int | None
-    cfg: float | None
     dequantize: bool
     out: Path | None
     weights: str
     seed: int | None
     device_name: str
     json_file: Path | None
+    guide: Guide
 
 
 class Problem(NamedTuple):
@@ -66,6 +67,7 @@ class Problem(NamedTuple):
 def restoring(command: F) -> F:
     """The options of :class:`Settings`, given to the command as ``chosen``."""
 
+    @guided
     @functools.wraps(command)
     def inside(**given: Any) -> None:
         own = {name: given.pop(name) for name in Settings._fields}
@@ -95,8 +97,6 @@ _OPTIONS = [
     click.option("--threshold", metavar="MODE",
                  help="Keep denoised data in [-1, 1]: static, or dynamic.  [default: none]"),
     click.option("--label", type=click.IntRange(min=0), help="Class, for a conditional model."),
-    click.option("--cfg", type=float, metavar="SCALE",
-                 help="Classifier-free guidance towards --label; 1 is the plain conditional."),
     click.option("--dequantize/--no-dequantize", default=False,
                  help="Add the noise of dequantisation to discrete items before they are "
                  "measured.  [default: no]"),
@@ -123,14 +123,15 @@ def restore(
     if out.suffix not in (".png", ".npy"):
         raise ValueError(f"cannot write {out}: accepted are .png and .npy")
     options.check_apart(out, chosen.json_file)
+    chosen.guide.check()
     device = options.pick_device(chosen.device_name)
     model = load(chosen.run, weights=chosen.weights, device=device)
     posed = problem(model, chosen, device)
-    score, cond = led(model, chosen, len(posed.y), device)
-    section = method_of(chosen) or default_method(score)
+    led, cond = conditioned(model, chosen, len(posed.y), device)
+    section = method_of(chosen) or default_method(led.score)
     began = time.perf_counter()
     drawn = solve(
-        score, posed.operator, posed.y, noise_std=chosen.noise, method=section,
+        led.score, posed.operator, posed.y, noise_std=chosen.noise, method=section,
         draws=chosen.draws, steps=chosen.steps, grid=options.grid(chosen.grid),
         solver=None if chosen.solver is None else options.solver(chosen.solver, ()),
         seed=chosen.seed or 0, progress=options.on_screen(),
@@ -141,7 +142,7 @@ def restore(
     with torch.no_grad():
         told = figures(posed, found)
     write(model, posed, found, out)
-    about = about_run(chosen, posed, drawn, section, seconds)
+    about = about_run(chosen, posed, drawn, section, led.figures, seconds)
     report = {**about, **told, "versions": options.versions(device)}
     options.write_json(chosen.json_file, report)
     if not drawn.converged:
@@ -162,24 +163,21 @@ def method_of(chosen: Settings) -> dict[str, Any] | None:
     return {**specs.section(chosen.method, "method"), **options.key_values(chosen.settings)}
 
 
-def led(
+def conditioned(
     model: ScoreModel, chosen: Settings, count: int, device: torch.device
-) -> tuple[Any, dict[str, Any]]:
+) -> tuple[Guided, dict[str, Any]]:
     """The score, guided if asked for, and its conditions."""
     import torch
 
-    from ..guidance import ClassifierFree
     from .sample import check_label
 
-    cond: dict[str, Any] = {}
-    if chosen.label is not None:
-        check_label(model, chosen.label)
-        cond["y"] = torch.full((count,), chosen.label, device=device)
-    if chosen.cfg is None:
-        return model, cond
+    guide = chosen.guide.of(model, chosen.run, chosen.weights, device)
     if chosen.label is None:
-        raise ValueError("--cfg leads towards a class: give --label")
-    return ClassifierFree(model, scale=chosen.cfg), cond
+        if guide.figures is not None and guide.figures["name"] != "autoguidance":
+            raise ValueError("guidance leads towards a class: give --label")
+        return guide, {}
+    check_label(model, chosen.label, guide.classes)
+    return guide, {"y": torch.full((count,), chosen.label, device=device)}
 
 
 def items(
@@ -228,6 +226,7 @@ def about_run(
     posed: Problem,
     drawn: Samples,
     section: dict[str, Any],
+    guidance: dict[str, Any] | None,
     seconds: float,
 ) -> dict[str, Any]:
     """The settings of a run, and what it cost, for its JSON."""
@@ -235,7 +234,7 @@ def about_run(
     return {
         "model": chosen.run, "items": posed.names, "draws": chosen.draws,
         "operator": operator_of(posed.operator), "noise_std": chosen.noise,
-        "method": section, "label": chosen.label, "cfg": chosen.cfg,
+        "method": section, "label": chosen.label, "guidance": guidance,
         "nfe": drawn.mean_nfe, "forwards": None if cost is None else cost.forwards,
         "products": None if cost is None else cost.products, "seconds": seconds,
         "converged": drawn.converged, "message": drawn.message, "solver": drawn.solver,
