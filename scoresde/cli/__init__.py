@@ -17,8 +17,9 @@ import click
 from ..world import first_to_fail, leads
 
 COMMANDS = (
-    "train", "sample", "likelihood", "dequantize", "encode", "decode", "interpolate", "bench",
-    "tune", "ema", "convert", "info", "check",
+    "train", "sample", "likelihood", "dequantize", "encode", "decode",
+    "interpolate", "edit", "inpaint", "superres", "colorize", "solve", "bench", "tune", "ema",
+    "convert", "info", "check",
 )  # fmt: skip
 SHARED = ("train", "sample", "likelihood", "bench")
 """Commands whose work the processes of a launcher share; the others are rank 0's alone."""
@@ -50,6 +51,7 @@ def cli() -> None:
       scoresde sample                  draws MNIST digits from the model that ships with it
       scoresde likelihood              bits/dim of held-out MNIST under that model
       scoresde interpolate 0 1         the way between two held-out digits, through their latents
+      scoresde edit 0 --strength 0.5   a held-out digit, noised part of the way and drawn anew
       scoresde convert SRC DST         a checkpoint of another project becomes a model of this one
 
     On several devices or machines, train, sample, likelihood and bench share their work:

@@ -24,8 +24,8 @@ class Item(NamedTuple):
     name: str
 
 
-def read_item(model: ScoreModel, run: str, text: str) -> Item:
-    """The item that ``text`` names, checked to fit the model.
+def read_item(model: ScoreModel, run: str, text: str, resize: bool = False) -> Item:
+    """The item that ``text`` names, checked to fit the model; pictures cropped to it if wanted.
 
     Raises:
         ValueError: nothing there, a file that cannot be read, or another shape.
@@ -36,7 +36,7 @@ def read_item(model: ScoreModel, run: str, text: str) -> Item:
     path = Path(text)
     if path.is_file():
         if is_picture(path):
-            return Item(read_picture(model, path), None, text)
+            return Item(read_picture(model, path, resize=resize), None, text)
         if path.suffix.lower() == ".npy":
             return Item(_array(model, path, None), None, text)
     if text.isdigit():
@@ -52,20 +52,37 @@ def is_picture(path: Path) -> bool:
     return path.suffix.lower() in PICTURES
 
 
-def read_picture(model: ScoreModel, path: Path) -> Tensor:
+def read_picture(
+    model: ScoreModel, path: Path, shape: tuple[int, ...] | None = None, resize: bool = False
+) -> Tensor:
     """A picture in the data units of the model, ``(1, *shape)``: the inverse of its pictures.
+
+    Args:
+        model: whose units are wanted.
+        path: the file.
+        shape: of the picture, that of the model's items if None.
+        resize: whether a picture of another size is cropped about its centre to the proportions
+            of the shape, and resized.
 
     Raises:
         ValueError: a model of no pictures, an unreadable file, or another size.
     """
+    import numpy as np
     import torch
+    from PIL import Image, ImageOps
 
     from ..data.pictures import decode
 
-    shape = _shape(model)
+    shape = _shape(model) if shape is None else shape
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise ValueError(f"{path} is a picture, and the model takes items of shape {shape}")
-    decoded = torch.from_numpy(decode(str(path), path.read_bytes).copy()).float()
+    array = decode(str(path), path.read_bytes)
+    if resize:
+        fitted = ImageOps.fit(
+            Image.fromarray(array), (shape[2], shape[1]), Image.Resampling.LANCZOS
+        )
+        array = np.asarray(fitted)
+    decoded = torch.from_numpy(array.copy()).float()
     pixels = decoded[None, None] if decoded.ndim == 2 else decoded.permute(2, 0, 1)[None]
     if shape[0] == 1 and pixels.shape[1] == 3:
         luma = torch.tensor([0.299, 0.587, 0.114]).reshape(1, 3, 1, 1)
