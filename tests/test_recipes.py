@@ -23,6 +23,7 @@ CONFIGS = sorted(FOLDER.glob("*.yaml"))
 # Shape of one item, and whether it is made of 256 levels, where that is not a picture of CIFAR-10.
 SHAPES = {
     "mnist": ((1, 28, 28), True),
+    "mnist-given": ((1, 28, 28), True),
     "moons": ((2,), False),
     "volumes": ((1, 16, 16, 16), False),
 }
