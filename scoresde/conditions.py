@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .model import evaluating, home
 from .noise import KeyedNoise
-from .sde.base import as_time, match, select
+from .sde.base import as_time, match
 
 ROWS = 2
 """Samples that a network is asked about."""
@@ -79,20 +79,20 @@ def _uses(model: Any, name: str, cond: dict[str, Any], x: Tensor) -> bool:
     Raises:
         ValueError: if nothing leads from the condition to the output.
     """
-    rows = slice(0, min(ROWS, len(x)))
-    cond = select(cond, rows)
+    x = x[:ROWS]
+    cond = {k: _first(v, len(x)) for k, v in cond.items()}
     other = _other(cond[name], classes_of(model) if name == "y" else None)
     if other is None or (isinstance(other, Tensor) and torch.equal(other, cond[name])):
         return True
     changed = {**cond, name: other}
-    if _differ(model, x[rows], cond, changed):
+    if _differ(model, x, cond, changed):
         return True
     try:
         copied = copy.deepcopy(model)
     except RuntimeError:  # a network that holds what cannot be copied
         return False
     randomize(copied)
-    if _differ(copied, x[rows], cond, changed):
+    if _differ(copied, x, cond, changed):
         return False
     net = getattr(model, "net", model)
     none = name == "y" and getattr(net, "num_classes", 0) is None
@@ -111,6 +111,13 @@ def _check_taken(net: nn.Module, name: str) -> None:
             f"the network {type(net).__name__} takes no condition {name!r}; "
             f"it takes {', '.join(taken) or 'none'}"
         )
+
+
+def _first(value: Any, count: int) -> Any:
+    """A condition of the first samples; of one row that stands for all, as many."""
+    if not isinstance(value, Tensor) or not value.ndim:
+        return value
+    return value.expand(count, *value.shape[1:]) if len(value) == 1 else value[:count]
 
 
 def _other(value: Any, classes: int | None) -> Any:

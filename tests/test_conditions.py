@@ -85,6 +85,7 @@ def test_asked_once_for_each_condition_of_a_score():
     assert set(model.net.modes) == {False}
     assert model.training
     check_used(plain(b=1.0), {"y": Y}, x[:1])
+    check_used(plain(c=1.0), {"image": image[:1]}, x)  # of one row, which stands for all
     fresh = plain(b=1.0)
     check_used(fresh, {"y": Y[:1]}, x[:1])
     assert fresh.net.rows == [1, 1]

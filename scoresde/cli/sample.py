@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import densities, options
+from .guide import guided, passes, passes_said, said
 
 if TYPE_CHECKING:
     import torch
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from ..model import ScoreModel
     from ..sampling import Samples
     from ..world import World
+    from .guide import Guide
 
 
 @click.command(name="sample")
@@ -67,8 +69,9 @@ if TYPE_CHECKING:
 @click.option(
     "--label",
     type=click.IntRange(min=0),
-    help="Class, for a conditional model; by default each in turn.",
+    help="Class, for a conditional model or a classifier; by default each in turn.",
 )
+@guided
 @click.option("--batch", type=click.IntRange(min=1), default=256, show_default=True,
               help="Items drawn at once; the samples do not depend on it.")  # fmt: skip
 @click.option(
@@ -102,6 +105,7 @@ def command(
     device_name: str,
     json_file: Path | None,
     world: World,
+    guide: Guide,
 ) -> None:
     """Draw samples from a model: a run's folder, an exported one, or zoo:NAME.
 
@@ -112,6 +116,7 @@ def command(
       scoresde sample runs/digits-vp --solver ddim --set eta=0.5 --out samples.npy
       scoresde sample --solver dpmpp-3m --set lower_last=true --steps 8 --threshold dynamic
       scoresde sample --solver runge-kutta --log-prob --probes 4 -n 16
+      scoresde sample runs/classes --label 3 --cfg 2 --guidance-interval 0.2,5
       torchrun --nproc-per-node 4 -m scoresde sample -n 10000 --out samples.npy
     """
     from ..checkpoint import load
@@ -120,8 +125,10 @@ def command(
 
     if out is not None and out.suffix not in (".png", ".npy"):
         raise ValueError(f"cannot write {out}: accepted are .png and .npy")
+    guide.check()
     device = world.device(device_name)
     model = load(run, weights=weights, device=device)
+    led = guide.of(model, run, weights, device)
     wanted = None
     if solver is not None or settings:
         wanted = options.solver(solver or model.sde.default_solver, settings)
@@ -131,9 +138,9 @@ def command(
     csv_file = target.with_suffix(".csv") if log_prob else None
     options.check_apart(target, json_file, csv_file)
     if label is not None:
-        check_label(model, label)
+        check_label(model, label, led.classes)
     drawn = draw(
-        model, count, batch, label, device, world,
+        model, count, batch, label, device, world, score=led.score, classes=led.classes,
         solver=chosen, steps=steps, grid=options.grid(grid), t_end=t_end, denoise=denoise,
         seed=seed or 0,
         threshold=options.section(threshold, "--threshold"), log_prob=log_prob,
@@ -149,9 +156,11 @@ def command(
         "model": run,
         "count": count,
         "label": label,
+        "guidance": led.figures,
         "denoise": drawn.denoised,
         "threshold": drawn.threshold,
         "nfe": drawn.mean_nfe,
+        **passes(drawn),
         "rounds": drawn.rounds,
         "seconds": drawn.seconds,
         "processes": world.size,
@@ -173,7 +182,8 @@ def command(
         click.echo(f"Warning: {drawn.message}", err=True)
     shared = f" of {world.size} processes" if world.size > 1 else ""
     options.speak(
-        f"{count} samples from {run} by {name}: {drawn.mean_nfe:.4g} evaluations each, "
+        f"{count} samples from {run} by {name}{said(led.figures)}: {drawn.mean_nfe:.4g} "
+        f"evaluations each{passes_said(drawn) if led.figures else ''}, "
         f"{drawn.seconds:.1f} s{shared}, t from {drawn.t_start:g} to {drawn.t_end:g}, "
         f"{drawn.weights} weights, seed {drawn.seed}"
     )
@@ -182,9 +192,9 @@ def command(
     options.speak(f"written {target}" + (f" and {csv_file}" if csv_file is not None else ""))
 
 
-def check_label(model: ScoreModel, label: int) -> None:
-    """Refuses a label that the model does not take."""
-    classes = getattr(model.net, "num_classes", None)
+def check_label(model: ScoreModel, label: int, classes: int | None = None) -> None:
+    """Refuses a label that the model, or the classifier of so many classes, does not take."""
+    classes = getattr(model.net, "num_classes", None) if classes is None else classes
     if classes is None:
         raise ValueError("--label needs a class-conditional model, and this one is not")
     if label >= classes:
@@ -200,9 +210,13 @@ def draw(
     label: int | None,
     device: torch.device,
     world: World,
+    score: Any = None,
+    classes: int | None = None,
     **settings: Any,
 ) -> Samples | None:
     """``count`` samples in batches, shared by the processes, as one result; None but on rank 0.
+
+    Of the model, or of a ``score`` that guides it to one of its ``classes``.
 
     Each process draws a contiguous share. Noise is keyed by the index, so that the samples are
     those of one process to rounding; the time is that of the slowest.
@@ -215,7 +229,8 @@ def draw(
 
     if model.shape is None:
         raise ValueError("the model does not say the shape of its items")
-    classes = getattr(model.net, "num_classes", None)
+    if score is None:
+        score, classes = model, getattr(model.net, "num_classes", None)
     parts = []
     share = world.share(count)
     for start in share[::batch]:
@@ -225,7 +240,7 @@ def draw(
             index = torch.arange(start, start + size, device=device)
             cond["y"] = index % classes if label is None else torch.full_like(index, label)
         drawn = sample(
-            model,
+            score,
             (size, *model.shape),
             start_index=start,
             progress=options.on_screen(),
