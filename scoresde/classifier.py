@@ -92,7 +92,7 @@ class NoisyClassifier(nn.Module):
             x: state in model range, ``(B, *shape)``.
             t: time, shape ``()``, ``(B,)`` or ``(B, 1, ..., 1)``; below ``t_min``, as at 0, the
                 network is told ``t_min``: there items are clean.
-            y: classes, ``(B,)``, or one for all.
+            y: classes, ``(B,)``, or one for all; ``num_classes`` stands for none, and gives 0.
 
         Returns:
             In nats, in float32 or the wider dtype of ``x``.
@@ -103,6 +103,7 @@ class NoisyClassifier(nn.Module):
         log_p = self.logits(x, t).log_softmax(1)
         if y is None:
             return log_p
+        log_p = torch.cat([log_p, torch.zeros_like(log_p[:, :1])], 1)  # no class: certain
         classes = torch.as_tensor(y, device=x.device).long().reshape(-1)
         if len(classes) not in (1, len(x)):
             raise ValueError(f"y holds {len(classes)} classes for {len(x)} items: one an item")

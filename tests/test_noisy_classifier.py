@@ -61,6 +61,8 @@ def test_input_and_label_by_the_formula(sde):
     y = torch.tensor([2, 0, 1, 1, 2])
     torch.testing.assert_close(classifier(x, t, y), log_p[torch.arange(5), y])
     torch.testing.assert_close(classifier(x, t, 1), log_p[:, 1])
+    none = classifier(x, t, torch.tensor([3, 0, 3, 3, 2]))
+    assert (none == 0).tolist() == [True, False, True, True, False]
 
 
 def test_any_form_of_time(sde):

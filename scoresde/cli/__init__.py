@@ -17,16 +17,16 @@ import click
 from ..world import first_to_fail, leads
 
 COMMANDS = (
-    "train", "sample", "likelihood", "dequantize", "encode", "decode",
+    "train", "train-classifier", "sample", "likelihood", "dequantize", "encode", "decode",
     "interpolate", "edit", "inpaint", "superres", "colorize", "solve", "bench", "tune", "ema",
     "convert", "info", "check",
 )  # fmt: skip
-SHARED = ("train", "sample", "likelihood", "bench")
+SHARED = ("train", "train-classifier", "sample", "likelihood", "bench")
 """Commands whose work the processes of a launcher share; the others are rank 0's alone."""
 
 
 class LazyGroup(click.Group):
-    """A group whose commands live in modules of their own names."""
+    """A group whose commands live in modules of their own names, with ``_`` for ``-``."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The commands, in the order of the work."""
@@ -36,7 +36,8 @@ class LazyGroup(click.Group):
         """The attribute ``command`` of the module called ``name``."""
         if name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"{__name__}.{name}").command
+        module = f"{__name__}.{name.replace('-', '_')}"
+        command: click.Command = importlib.import_module(module).command
         return command
 
 
@@ -54,7 +55,8 @@ def cli() -> None:
       scoresde edit 0 --strength 0.5   a held-out digit, noised part of the way and drawn anew
       scoresde convert SRC DST         a checkpoint of another project becomes a model of this one
 
-    On several devices or machines, train, sample, likelihood and bench share their work:
+    On several devices or machines, train, train-classifier, sample, likelihood and bench share
+    their work:
 
     \b
       torchrun --nproc-per-node 2 -m scoresde sample -n 1000 --out samples.npy

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from . import options
 from .train_job import (
+    about_data,
+    about_run,
+    asked_for,
     default_folder,
+    figures_of,
     further,
-    refuse_existing,
     remove_run,
     resumed,
+    shown,
+    trained,
+    turn,
     with_bounds,
 )
 
@@ -99,30 +103,12 @@ def command(
     taken away, gives the exit code 75: start it again. Under a launcher the processes share each
     batch; --set training.shard=true shares out the weights too.
     """
-    from ..config import merge, override, read_config
-    from ..saved_steps import step_folders
-    from ..training.summary import is_run
-
-    bounds = {"steps": steps, "epochs": epochs, "minutes": minutes}
-    if (resume or restartable) and overwrite:
-        going = "--resume" if resume else "--restartable"
-        raise click.UsageError(f"{going} and --overwrite exclude each other")
-    config = read_config(config_file)
-    if sde:
-        config = merge(config, {"sde": {"name": sde}})
-    for setting in settings:
-        override(config, setting)
     asked = {
         "data.source": data, "sde.sigma_max": sigma_max, "sde.beta_max": beta_max,
         "training.seed": seed, "sampling.seed": seed, "likelihood.seed": seed,
     }  # fmt: skip
-    for key, value in asked.items():
-        if value is not None:
-            section, _, field = key.partition(".")
-            config.setdefault(section, {})[field] = value
-    if any(v is not None for v in bounds.values()):
-        config.setdefault("training", {}).update(bounds)
-
+    bounds = {"steps": steps, "epochs": epochs, "minutes": minutes}
+    config = asked_for(config_file, settings, sde, asked, bounds)
     if start is not None and resume:
         raise click.UsageError("--resume goes on with the weights of the run: leave out --from")
     if compiled:
@@ -131,13 +117,7 @@ def command(
         config.setdefault("objective", {})["times"] = "learned"
 
     folder = out or default_folder(config)
-    if restartable:
-        resume = world.broadcast(bool(step_folders(folder)))
-        overwrite = not resume and is_run(folder)  # it ended before anything was saved
-    if resume and not step_folders(folder):
-        raise ValueError(f"no run to go on with: {folder} holds no checkpoint")
-    if not resume and world.main:
-        refuse_existing(folder, overwrite)
+    resume, overwrite = turn(folder, resume, restartable, overwrite, world)
     options.check_writable(folder / "config.yaml")
     options.check_writable(json_file)
     device = world.device(device_name)
@@ -160,24 +140,15 @@ def command(
     run(job, resume, json_file, world)
 
 
-def shown(key: str, value: Any) -> str:
-    """A field as ``key=value``, a number short."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return f"{key}={value:g}" if number else f"{key}={value}"
-
-
 def summarise(job: Job, world: World) -> None:
     """Prints what is about to happen, with what is left of the data at ``t_max``."""
     from ..config import describe
 
-    sde, training = job.model.sde, job.training
+    sde = job.model.sde
     parameters = sum(p.numel() for p in job.model.net.parameters())
     fields = {k: v for k, v in describe(sde).items() if not k.startswith(("t_", "name"))}
     say = options.speak
-    items = "a stream" if job.train.size is None else f"{job.train.size} items"
-    say(f"data       {job.train.name}: {items} of {tuple(job.train.shape)}, "
-        f"{len(job.heldout)} held out, "
-        + (f"{job.train.levels} levels" if job.train.levels else "continuous"))  # fmt: skip
+    about_data(job)
     say(f"process    {describe(sde)['name']} " + ", ".join(map(shown, fields, fields.values())))
     say(f"t_min      {sde.t_min:g} training, {sde.t_min_sampling:g} sampling, "
         f"{sde.t_min_likelihood:g} likelihood; t_max {sde.t_max:g}")  # fmt: skip
@@ -186,63 +157,22 @@ def summarise(job: Job, world: World) -> None:
         say("           more than a nat is left: --beta-max auto or --sigma-max auto may help")
     say(f"network    {describe(job.model.net)['name']}, {parameters:,} parameters, predicts "
         f"{describe(job.model.parameterization)['name']}")  # fmt: skip
-    ends = [f"{v:g} {k}" for k in ("steps", "epochs", "minutes") if (v := getattr(training, k))]
-    size = "" if world.size == 1 else f" over {world.size} processes"
-    say(f"run        {' or '.join(ends)}, batch {training.batch_size}{size}, "
-        f"seed {training.seed}, on {job.device}, into {job.folder}")  # fmt: skip
-
-
-def reported(folder: Path, step: int) -> bool:
-    """Whether the report of a run is that of a step: a kill may have come before it."""
-    try:
-        found = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(found, dict) and found.get("steps") == step
+    about_run(job, world)
 
 
 def run(job: Job, resume: bool, json_file: Path | None, world: World) -> None:
     """Trains, reports, and prints what to try next."""
     from tqdm import tqdm
 
-    from ..files import write_yaml
-    from ..training import RESTART, Terminated, Trainer
+    from ..training import Trainer
     from ..training.report import finish
 
     show = options.on_screen()
     trainer = Trainer(job, tqdm.write if show else options.speak, world)
-    if resume:
-        trainer.resume()
-        options.speak(f"resumed at step {trainer.step}")
-        if trainer.progress >= 1 and world.broadcast(reported(job.folder, trainer.step)):
-            options.speak("the run has reached its end: raise --steps, --epochs or --minutes")
-            return
-    if world.main:
-        job.folder.mkdir(parents=True, exist_ok=True)
-        write_yaml(job.folder / "config.yaml", job.config)
-    try:
-        trainer.run(show)
-    except (KeyboardInterrupt, Terminated) as stop:
-        if world.main:
-            click.echo(
-                f"\nstopped at step {trainer.step}; everything is saved. Go on with:\n"
-                f"  scoresde train --out {job.folder} --resume",
-                err=True,
-            )
-        if isinstance(stop, Terminated):
-            sys.exit(RESTART)
-        raise
-    if not world.main and not job.training.shard:
+    again = f"scoresde train --out {job.folder} --resume"
+    if not trained(trainer, resume, again, world, show):
         return
-    figures = {
-        "steps": trainer.step,
-        "items_seen": trainer.step * job.training.batch_size,
-        "training_seconds": round(trainer.seconds, 1),
-        "world": world.size,
-        "parameters": sum(p.numel() for p in job.model.net.parameters()),
-        "at_t_max": job.left._asdict(),
-        "versions": options.versions(job.device),
-    }
+    figures = {**figures_of(trainer), "at_t_max": job.left._asdict()}
     report = finish(trainer.learner.averaged, job, figures, show, world.main)
     if not world.main:
         return

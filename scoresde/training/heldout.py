@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
@@ -51,7 +50,7 @@ class Heldout:
         for part in torch.arange(self.count).split(job.training.batch_size):
             x0, cond = self._items(part, generator)
             losses.append(self.objective(self.learner.averaged, x0, generator=generator, **cond))
-        return float(torch.cat(losses).mean()) / math.prod(job.train.shape)
+        return float(torch.cat(losses).mean()) / job.dims
 
     @torch.no_grad()
     def errors(self) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -78,6 +79,16 @@ class Job:
         return getattr(self.model.net, "num_classes", None) is not None
 
     @property
+    def whole(self) -> bool:
+        """Whether a loss is that of an item as a whole, and not told for each dimension."""
+        return getattr(self.objective, "whole", False)
+
+    @property
+    def dims(self) -> int:
+        """What the loss of an item is divided by: its dimensions, or 1."""
+        return 1 if self.whole else math.prod(self.train.shape)
+
+    @property
     def fused(self) -> bool:
         """Whether the optimizer's step is one kernel, which can be told on the device to skip."""
         return self.device.type != "mps"
@@ -106,14 +117,8 @@ def prepare(config: Mapping[str, Any], folder: Path, device: torch.device) -> Jo
     objective = build_objective(objective_section, train)
     if training.compile and objective.twice:
         raise ConfigError("training.compile cannot be had with objective second-order")
-    if training.workers is None:
-        training = replace(training, workers=choose_workers(train, local_world()))
-    seen = train.probe(PROBE)
-    if not bool(seen.isfinite().all()):
-        raise DataError(
-            f"{train.name}: among the {len(seen)} items looked at first are values that are not "
-            "finite; remove or replace them"
-        )
+    training = with_workers(training, train)
+    seen = probed(train)
     scaler = Scaler.fit(train, data.scaler)
     probe = scaler.encode(seen, dequantize=False).double()
     mean, variance = probe.mean(0), probe.var(0, unbiased=False)
@@ -161,6 +166,28 @@ def prepare(config: Mapping[str, Any], folder: Path, device: torch.device) -> Jo
         folder, resolved, model, objective, training, sampling, likelihood,
         train, heldout, left, device, augment, data.dequantize,
     )  # fmt: skip
+
+
+def with_workers(training: TrainingConfig, train: Source) -> TrainingConfig:
+    """The settings, with the number of processes that read the data chosen if it is not said."""
+    if training.workers is not None:
+        return training
+    return replace(training, workers=choose_workers(train, local_world()))
+
+
+def probed(train: Source) -> Tensor:
+    """Some items, looked at before anything is made for them, ``(n, *shape)``.
+
+    Raises:
+        DataError: if values of them are not finite.
+    """
+    seen = train.probe(PROBE)
+    if not bool(seen.isfinite().all()):
+        raise DataError(
+            f"{train.name}: among the {len(seen)} items looked at first are values that are not "
+            "finite; remove or replace them"
+        )
+    return seen
 
 
 def local_world() -> int:

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from ..data import Batch, Share
-from ..model import ScoreModel
 from ..noise import NoiseSource, step_seed
 from ..world import World
 from .ema import averages
@@ -34,7 +33,7 @@ class Figures(NamedTuple):
     """What one step leaves on the device."""
 
     loss: Tensor
-    """Loss of each item, a dimension, ``(b,)``."""
+    """Loss of each item, a dimension or whole, ``(b,)``."""
     log_snr: Tensor
     """Log-SNR that each item was trained at, ``(b,)``, on the CPU but for learned times."""
     sound: Tensor
@@ -75,8 +74,8 @@ class Learner:
         if training.compile:
             net.compile()
         self.net = net if self.shared or world.size == 1 else replicated(net, job.device)
-        self.model = _like(job.model, self.net, "raw")
-        self.averaged = _like(job.model, self.averages[0].net, "ema").eval()
+        self.model = job.model.around(self.net, "raw")
+        self.averaged = job.model.around(self.averages[0].net, "ema").eval()
         self.parameters = dict(net.named_parameters())
         self.graded: list[str] = []
         self.shares: Tensor | None = None
@@ -135,14 +134,15 @@ class Learner:
             x0, labels = job.augment(x0, noise)
             cond |= labels
         cond |= self.given(x0, noise)
-        t, correction = job.objective.times(sde, len(x0), noise)
+        draw = getattr(job.objective, "instants", job.objective.times)
+        t, correction = draw(sde, len(x0), noise)
         half = torch.autocast(
             job.device.type, HALF.get(training.precision), enabled=training.precision in HALF
         )
         with half, self.dropout_noise(step, part.start):
             losses = job.objective(self.model, x0, t=t, generator=noise, **cond)
         losses = correction.to(losses.device, losses.dtype, non_blocking=True) * losses
-        losses = losses / math.prod(job.train.shape)
+        losses = losses / job.dims
         self.scaler.scale(losses.mean() / training.accumulate).backward()
         sound = x0.flatten(1).isfinite().all(1)
         return losses.detach(), sde.log_snr(t).detach(), sound
@@ -217,11 +217,3 @@ class Learner:
             key = step_seed(self.job.training.seed, step, stream=5)
             torch.manual_seed(step_seed(key, self.share.start + start, stream=6))
             yield
-
-
-def _like(model: ScoreModel, net: nn.Module, weights: str) -> ScoreModel:
-    """The same model around another network."""
-    return ScoreModel(
-        net, model.sde, model.parameterization, shape=model.shape, scaler=model.scaler,
-        weights=weights, given=model.given,
-    )  # fmt: skip

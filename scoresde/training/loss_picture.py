@@ -20,7 +20,13 @@ GROUPS = 100
 Rows = Sequence[Mapping[str, Any]]
 
 
-def draw(file: Path, train: Rows, heldout: Rows, edges: Sequence[float] | None = None) -> None:
+def draw(
+    file: Path,
+    train: Rows,
+    heldout: Rows,
+    edges: Sequence[float] | None = None,
+    unit: str = "loss a dimension",
+) -> None:
     """Draws the picture; the second panel is left out where no row has ``loss_by_time``.
 
     Args:
@@ -28,6 +34,7 @@ def draw(file: Path, train: Rows, heldout: Rows, edges: Sequence[float] | None =
         train: rows of ``logs/train.jsonl``.
         heldout: rows of ``logs/heldout.jsonl``.
         edges: log-SNR between the bins of ``loss_by_time`` and at both ends, from high to low.
+        unit: what the loss is.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -38,6 +45,7 @@ def draw(file: Path, train: Rows, heldout: Rows, edges: Sequence[float] | None =
     panels = figure.subplots(1, 2 if levels else 1, squeeze=False)[0]
     last = max((r["step"] for r in [*train, *heldout]), default=0)
     _losses(panels[0], curve(train), curve(heldout), last >= LONG)
+    panels[0].set_ylabel(unit)
     if levels:
         steps = np.array([step for step, _ in levels], dtype=float)
         values = np.array([list(row) for _, row in levels], dtype=float)  # None becomes nan
@@ -108,7 +116,6 @@ def _losses(
         )  # fmt: skip
     if any((values > 0).any() for _, values in (train, heldout)):
         axes.set_yscale("log")
-    axes.set_ylabel("loss a dimension")
     if axes.get_lines():
         axes.legend(frameon=False)
 

@@ -155,6 +155,7 @@ def save_loss_curve(job: Job) -> None:
     edges = noise_levels(job.model.sde, bins) if bins else None
     file = job.folder / "loss.png"
     try:
-        draw(file, train, heldout, edges)
+        unit = "loss an item, nats" if job.whole else "loss a dimension"
+        draw(file, train, heldout, edges, unit)
     except OSError as error:
         raise CheckpointError(f"cannot write {file}: {error.strerror or error}") from error

@@ -43,7 +43,7 @@ class Trainer:
         self.learner = Learner(job, self.world)
         self.watch = Watch(job, self.world, say)
         self.budget = Budget.of(job.training, job.train.size)
-        self.heldout = Heldout(job, self.learner)
+        self.heldout: Any = self._heldout()
         self.step = 0
         self.seconds = 0.0
         self.saved: int | None = None
@@ -73,6 +73,10 @@ class Trainer:
         if training.decay == "cosine":
             rate *= (1 + math.cos(math.pi * self.progress)) / 2
         return rate
+
+    def _heldout(self) -> Any:
+        """What looks at the held-out items."""
+        return Heldout(self.job, self.learner)
 
     # -- the run -----------------------------------------------------------------------------
 
@@ -179,7 +183,8 @@ class Trainer:
         name = f"step-{self.step:09d}"
         picture = save_samples(self.averaged, self.job, name, self.world.main)
         if picture is not None:
-            self.watch.heldout(self, loss, errors, picture)
+            found = {"loss": loss, "eps_error_by_log_snr": errors}
+            self.watch.heldout(self, found, picture)
 
     # -- saving and resuming -----------------------------------------------------------------
 

@@ -96,7 +96,7 @@ class Watch:
         loss = torch.cat([f.loss for f in steps]).double()
         start, end = (float(sde.log_snr(t)) for t in (sde.t_min, sde.t_max))
         place = (torch.cat([f.log_snr for f in steps]) - start) / (end - start)
-        place = (place * BINS).long().clamp(0, BINS - 1)
+        place = (place * BINS).clamp(0, BINS - 1).long()  # clean items are at infinity
         fine = loss.isfinite()
         sums = torch.zeros(2, BINS, dtype=torch.float64)
         sums[0].index_add_(0, place[fine], loss[fine])
@@ -137,16 +137,25 @@ class Watch:
                 f"{self.row['items_per_second']:.0f} items/s"
             )
 
-    def heldout(self, run: Trainer, loss: float, errors: list[float], picture: Tensor) -> None:
-        """Logs what the averaged weights do on held-out items, and their samples."""
-        found = {"loss": loss, "eps_error_by_log_snr": errors}
+    def heldout(
+        self, run: Trainer, found: dict[str, Any], picture: Tensor | None = None, more: str = ""
+    ) -> None:
+        """Logs what the averaged weights do on held-out items, and their samples.
+
+        Args:
+            run: the run.
+            found: the row of the log, with the held-out ``loss``.
+            picture: of samples, uint8 ``(C, H, W)``.
+            more: what else is said of it.
+        """
         self.log.append("heldout", step=run.step, seconds=round(run.seconds, 3), **found)
         if self.tracker is not None:
             self.tracker.scalars(run.step, _named("heldout", found))
-            self.tracker.picture(run.step, "samples", picture)
+            if picture is not None:
+                self.tracker.picture(run.step, "samples", picture)
         self.say(
             f"step {run.step}, {run.progress:.0%}: "
-            f"loss {self.row.get('loss', math.nan):.4f}, held out {loss:.4f}"
+            f"loss {self.row.get('loss', math.nan):.4f}, held out {found['loss']:.4f}{more}"
         )
 
     def event(self, step: int, kind: str, text: str) -> None:
