@@ -1,0 +1,247 @@
+"""Methods of inverse problems against exact posteriors, ours and azula's, at equal passes.
+
+    python benchmarks/posteriors.py [--out FOLDER] [--quick] [--seed 0] [--workers 2]
+
+Every method gets the same exact score of a mixture, the same process (VP), the same start and the
+same measurements, and as many steps as a number of passes pays for; a pass is an evaluation of the
+score or a product with its Jacobian. *W2* is the Wasserstein-2 distance from the exact posterior,
+averaged over measurements: by optimal assignment on the ring, sliced elsewhere; the floor is that
+of as many exact samples. *Mean* is the error of the posterior mean in posterior standard
+deviations, *std* the mean relative error of the standard deviation.
+
+Ours run as they come. azula's run as they come, and again with the best of a sweep over their main
+options and two grids, chosen by W2 for each problem and number of passes on other noise and fewer
+samples (the four best of fewer passes go on to more). Without azula (``pip install --no-deps azula
+einops``) ours run alone. Writes ``posteriors.json``, ``posteriors.md`` and ``posteriors.png``;
+float64, CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from posterior_methods import OURS, ours
+from posterior_peers import Azula, variants
+from posterior_problems import PROBLEMS, Judge
+from tqdm import tqdm
+
+BUDGETS = (20, 100, 500)
+NOISES = (0.1, 0.02)
+SAMPLES = {"ring": 600, "random": 300, "picture": 300}
+KINDS = ("ours", "azula", "azula, best")
+Task = tuple[str, float, str, str]
+"""Problem, noise, project, method."""
+
+
+def run(task: Task, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The records of a method on a problem, one for each number of passes and kind."""
+    torch.set_num_threads(1)
+    law, noise, project, method = task
+    problem = PROBLEMS[law](noise)
+    y = problem.measurements(args.draws, args.seed)
+    n = SAMPLES[law] // args.part
+    judge = Judge(problem, y, n, args.seed)
+    records = []
+
+    def record(kind: str, budget: int, found: Any, settings: str) -> None:
+        x, passes, steps = found()
+        figures = judge(x)
+        records.append(
+            {
+                "problem": law, "noise": noise, "method": method, "kind": kind, "budget": budget,
+                "passes": passes, "steps": steps, "settings": settings, "floor": judge.floor,
+                "floor_of_mean": judge.floor_of_mean, **figures,
+            }
+        )  # fmt: skip
+
+    if project == "scoresde":
+        for budget in args.budgets:
+            record("ours", budget, lambda b=budget: ours(method, problem, y, n, b, args.seed), "")
+        return records
+    few = max(20, n // 5)
+    trial = Azula(problem, y, few, args.seed + 1)
+    trial_judge = Judge(problem, y, few, args.seed + 1)
+    peer, choices = Azula(problem, y, n, args.seed), variants(problem)[method]
+    running = choices
+    for budget in args.budgets:
+        record("azula", budget, lambda b=budget: peer(choices[0], b), str(choices[0]))
+        tried = []
+        for choice in running:
+            if trial.passes(choice) <= budget:
+                total = sum(trial_judge(trial(choice, budget)[0])["w2"])
+                tried.append((math.inf if math.isnan(total) else total, len(tried), choice))
+        ranked = [choice for *_, choice in sorted(tried)]
+        record("azula, best", budget, lambda b=budget, c=ranked[0]: peer(c, b), str(ranked[0]))
+        # What did badly with some steps has no chance with more, but of DPS's zeta.
+        running = [c for c in ranked if c in ranked[:4] or method == "dps"]
+    return records
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def verdict(one: dict[str, Any], other: dict[str, Any]) -> str:
+    """Whether ``one`` is closer, by paired differences of W2 over measurements, two errors."""
+    if not all(map(math.isfinite, other["w2"])):
+        return "closer"
+    gaps = torch.tensor(one["w2"], dtype=torch.float64) - torch.tensor(other["w2"])
+    error = 2 * float(gaps.std()) / len(gaps) ** 0.5
+    slack = max(error, 0.02 * mean(one["floor"]))
+    gap = float(gaps.mean())
+    return "closer" if gap < -slack else "farther" if gap > slack else "same"
+
+
+def figure(value: float) -> str:
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:.0e}"
+
+
+def table(records: list[dict[str, Any]], budgets: list[int]) -> str:
+    """Markdown: a table a problem, a row a method and kind."""
+    lines = []
+    key = {(r["problem"], r["noise"], r["method"], r["kind"], r["budget"]): r for r in records}
+    for law, noise in dict.fromkeys((r["problem"], r["noise"]) for r in records):
+        here = [r for r in records if (r["problem"], r["noise"]) == (law, noise)]
+        floor = mean(here[0]["floor"])
+        lines += [
+            f"\n### {law}, noise {noise:g}\n",
+            f"W2 of exact samples: {floor:.3f}; their error of the mean: "
+            f"{here[0]['floor_of_mean']:.3f}.\n",
+            "| method | of | " + " | ".join(f"W2 at {b}" for b in budgets)
+            + " | " + " | ".join(f"mean, std at {b}" for b in budgets) + " | settings |",
+            "|---" * (3 + 2 * len(budgets)) + "|",
+        ]  # fmt: skip
+        for method in dict.fromkeys(r["method"] for r in here):
+            for kind in KINDS:
+                row = [key.get((law, noise, method, kind, b)) for b in budgets]
+                if not any(row):
+                    continue
+                w2, rest, settings = [], [], []
+                for b, r in zip(budgets, row, strict=True):
+                    if r is None:
+                        w2.append("-")
+                        rest.append("-")
+                        continue
+                    mark = ""
+                    mine = key.get((law, noise, method, "ours", b))
+                    if kind != "ours" and mine:
+                        mark = {"closer": " <", "farther": " >", "same": " ="}[verdict(mine, r)]
+                    w2.append(figure(mean(r["w2"])) + mark)
+                    rest.append(f"{figure(r['mean'])}, {r['std']:+.2f}")
+                    settings.append(r["settings"])
+                said = "; ".join(dict.fromkeys(settings))
+                lines.append(f"| {method} | {kind} | " + " | ".join(w2 + rest) + f" | {said} |")
+    lines.append(
+        "\nBeside azula's: `<` ours is closer to the posterior than this, `>` farther, `=` neither"
+        " (paired over measurements, two standard errors).\n"
+    )
+    return "\n".join(lines)
+
+
+def plot(records: list[dict[str, Any]], path: Path) -> None:
+    """W2 against passes, a panel a problem; a colour a method, a line a kind."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+    from matplotlib.lines import Line2D
+
+    panels = list(dict.fromkeys((r["problem"], r["noise"]) for r in records))
+    panels.sort(key=lambda p: (-p[1], list(PROBLEMS).index(p[0])))
+    columns = len({p[0] for p in panels})
+    rows = -(-len(panels) // columns)
+    fig, axes = plt.subplots(
+        rows, columns, figsize=(4.2 * columns + 1.8, 3.6 * rows), squeeze=False
+    )
+    names = list(dict.fromkeys([*OURS, *(r["method"] for r in records)]))
+    colours = dict(zip(names, plt.get_cmap("tab10").colors, strict=False))
+    styles = {"ours": ("-", "o"), "azula": (":", "x"), "azula, best": ("--", "s")}
+    for ax, (law, noise) in zip(axes.flat, panels, strict=False):
+        here = [r for r in records if (r["problem"], r["noise"]) == (law, noise)]
+        floor = mean(here[0]["floor"])
+        top = 3 * max(mean(r["w2"]) for r in here if r["kind"] == "ours")
+        ax.axhspan(floor / 1.5, floor, color="0.85", lw=0)
+        for method, kind in itertools.product(names, KINDS):
+            line = [r for r in here if (r["method"], r["kind"]) == (method, kind)]
+            if not line:
+                continue
+            style, marker = styles[kind]
+            ax.plot(
+                [r["budget"] for r in line], [min(mean(r["w2"]), top) for r in line],
+                style, marker=marker, ms=4, lw=1.3, color=colours[method],
+                markerfacecolor=colours[method] if kind == "ours" else "none",
+            )  # fmt: skip
+        ax.set(
+            title=f"{law}, noise {noise:g}", xscale="log", yscale="log", xlabel="passes",
+            ylim=(floor / 1.3, 1.15 * top),
+        )  # fmt: skip
+        ticks = sorted({r["budget"] for r in here})
+        ax.set_xticks(ticks, [str(t) for t in ticks])
+        ax.minorticks_off()
+        ax.grid(alpha=0.3)
+    for ax in axes.flat[len(panels) :]:
+        ax.set_visible(False)
+    for ax in axes[:, 0]:
+        ax.set_ylabel("W2 from the exact posterior")
+    handles = [Line2D([], [], color=colours[m], lw=2, label=m) for m in names]
+    handles += [
+        Line2D([], [], color="0.2", ls=s, marker=m, ms=4, mfc="0.2" if k == "ours" else "none",
+               label=k)
+        for k, (s, m) in styles.items()
+    ]  # fmt: skip
+    handles.append(Line2D([], [], color="0.85", lw=6, label="floor of exact samples"))
+    fig.legend(handles=handles, loc="center right", frameon=False)
+    fig.tight_layout(rect=(0, 0, 1 - 1.9 / (4.2 * columns + 1.8), 1))
+    fig.savefig(path, dpi=130)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("posteriors"), help="Folder.")
+    parser.add_argument("--quick", action="store_true", help="Few samples, two budgets.")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
+    parser.add_argument("--methods", nargs="+", help="Names, all by default.")
+    args = parser.parse_args()
+    args.budgets, args.draws, args.part = list(BUDGETS), 6, 1
+    if args.quick:
+        args.budgets, args.draws, args.part = [20, 60], 3, 5
+    args.out.mkdir(parents=True, exist_ok=True)
+    began = time.perf_counter()
+    tasks = [
+        (law, noise, project, method)
+        for law, noise in itertools.product(args.problems, NOISES[: 1 if args.quick else None])
+        for project, method in [
+            *(("scoresde", name) for name in OURS),
+            *(("azula", name) for name in variants(PROBLEMS[law](noise))),
+        ]
+        if args.methods is None or method in args.methods
+    ]
+    # The long ones first, so that no worker is left with one at the end.
+    order = sorted(tasks, key=lambda t: (t[2] == "scoresde", t[0] == "ring"))
+    found: dict[Task, list[dict[str, Any]]] = {}
+    with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool:
+        waiting = {pool.submit(run, task, args): task for task in order}
+        for done in tqdm(as_completed(waiting), total=len(waiting), delay=2):
+            found[waiting[done]] = done.result()
+            records = [r for task in tasks for r in found.get(task, [])]
+            (args.out / "posteriors.json").write_text(json.dumps(records, indent=1))
+    text = table(records, args.budgets)
+    print(text)
+    (args.out / "posteriors.md").write_text(text + "\n")
+    plot(records, args.out / "posteriors.png")
+    print(f"{time.perf_counter() - began:.0f} s; figures and plot are in {args.out}")
+
+
+if __name__ == "__main__":
+    main()
