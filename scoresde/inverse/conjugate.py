@@ -45,9 +45,11 @@ def solved(
     w, total = torch.zeros_like(r), None
     for i in range(iterations):
         back = spread(operator.adjoint(p))
-        image = operator(back) + a * p
-        curvature = dot(p, image)
-        alive = (curvature > 0) & (rho > small * first)
+        image = operator(back)
+        own = dot(p, image)
+        image = image + a * p
+        curvature = own + a * dot(p, p)
+        alive = (own > 0) & (rho > small * first)
         step = torch.where(alive, rho, 0) / torch.where(alive, curvature, 1)
         w = w + beside(step, p) * p
         change = beside(step, back) * back
@@ -61,6 +63,22 @@ def solved(
         rho = new
     assert total is not None
     return w, total
+
+
+def scaled(
+    operator: Any, spread: Callable[[Tensor], Tensor], w: Tensor, r: Tensor, a: float
+) -> Tensor:
+    """``C A^T w`` times the ``c`` that is best along ``w``: one product.
+
+        c = <w, r> / <w, (a I + A C A^T) w>
+
+    which is 1 where ``w`` solves the system. It is 0 where ``C`` shows no positive curvature.
+    """
+    back = spread(operator.adjoint(w))
+    own = dot(w, operator(back))
+    alive = own > 0
+    c = torch.where(alive, dot(w, r), 0) / torch.where(alive, own + a * dot(w, w), 1)
+    return beside(c, back) * back
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:

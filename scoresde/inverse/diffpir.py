@@ -25,7 +25,7 @@ class DiffPIR(Measured):
     """A score whose denoised data agree with a measurement, at the price of an evaluation.
 
     Args:
-        score, operator, y, noise_std, sigma_data: see :class:`.Measured`.
+        score, operator, y, noise_std: see :class:`.Measured`.
         strength: of the pull to ``x0_hat``, > 0: the paper's ``lambda``.
     """
 

@@ -1,15 +1,19 @@
-r"""Diffusion posterior sampling: the denoised data are taken to be the data, up to one variance.
+r"""Diffusion posterior sampling: the measurement is seen through the denoised data alone.
 
-    grad log p(y | x_t) = J^T A^T r / s(t)^2,    s(t)^2 = noise_std^2 + |A|^2 r_t^2
+    grad log p(y | x_t) = J^T A^T r / s(t)^2,    s(t)^2 = noise_std^2 + r.(A V A^T r) / r.r
 
-``|A|`` is the largest singular value of the operator and ``r_t^2`` the variance of
-``p(x_0 | x_t)`` for data ``N(0, sigma_data^2 I)``: no direction is pulled further than the
-measurement asks. The published rule has no ``s(t)``; each of its 1000 ancestral steps moves by
+``p(y | x_t)`` is taken as ``N(A x0_hat, s(t)^2 I)``. Here ``s(t)^2`` is its variance along the
+residual, as the score's own covariance ``V`` has it: the product ``V A^T r`` is the guidance
+itself, so it costs nothing, no direction is pulled further than the measurement asks, and for
+Gaussian data and one number measured it is exact.
+
+The published rule has no ``s(t)``; each of its 1000 ancestral steps moves by
 
     x <- x - zeta grad |r|
 
 With ``zeta`` that is what a step of the reverse SDE over a thousandth of the process's time does:
-the score then gains ``-zeta 1000/(g^2 t_max) grad |r|``, whatever the number of steps.
+the score gains ``-zeta 1000/(g^2 t_max) grad |r|``, whatever the number of steps. At fewer steps
+than some hundreds of them it is unstable where strong, and weak where stable.
 
 Source: Diffusion Posterior Sampling for General Noisy Inverse Problems (Chung et al., 2023),
 https://arxiv.org/abs/2209.14687.
@@ -23,7 +27,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .conjugate import dot
+from .conjugate import dot, scaled
 from .measured import Denoised, Measured, beside
 
 PUBLISHED = 1000
@@ -35,7 +39,7 @@ class DPS(Measured):
     """A score led by the gradient of the squared residual.
 
     Args:
-        score, operator, y, noise_std, sigma_data: see :class:`.Measured`.
+        score, operator, y, noise_std: see :class:`.Measured`.
         zeta: size of the published step, >= 0 (0.3 to 1 there, on pictures); None for the rule
             with ``s(t)``.
     """
@@ -50,8 +54,7 @@ class DPS(Measured):
     def pull(self, at: Denoised, r: Tensor) -> Tensor:
         """``V^T A^T r / s(t)^2``, or the same with the published factor."""
         if self.zeta is None:
-            power = self.noise_std**2 + self.operator.norm**2 * beside(at.variance, r)
-            return at.spread(self.operator.adjoint(r / power))
+            return scaled(self.operator, at.spread, r, r, self.noise_std**2)
         # grad |r| = -J^T A^T r/|r|
         length = dot(r, r).clamp_min(torch.finfo(r.dtype).tiny).sqrt()
         step = self.zeta * PUBLISHED / (self.sde.t_max * at.diffusion**2)

@@ -41,8 +41,6 @@ class Measured(Wrapped):
             sample may also be given at each call as the condition ``measurement``, ``(B, *out)``,
             which takes its place: solvers that go on with some samples of a batch need that.
         noise_std: standard deviation of the measurement's noise, >= 0.
-        sigma_data: standard deviation of the data in model range, > 0; that of the wrapped
-            model's parameterization if None, and 1 if it has none.
 
     Raises:
         ValueError: for a measurement that does not fit the operator, or a number out of range.
@@ -59,6 +57,8 @@ class Measured(Wrapped):
     """Products with the Jacobian of the wrapped score in one call."""
     default_solver: ClassVar[dict[str, Any]] = {"name": "ddim", "eta": 1.0}
     """Section of the solver that came closest to exact posteriors; see each method."""
+    default_grid: ClassVar[str] = "logistic"
+    """Where its steps lie when not told."""
     default_steps: ClassVar[int] = 100
     """Steps that it takes when not told."""
 
@@ -66,8 +66,6 @@ class Measured(Wrapped):
         name = type(self).__name__
         if not 0 <= self.noise_std < math.inf:
             raise ValueError(f"{name} needs a finite noise_std >= 0, got {self.noise_std}")
-        if self.sigma_data is not None and not 0 < self.sigma_data < math.inf:
-            raise ValueError(f"{name} needs a finite sigma_data > 0, got {self.sigma_data}")
         _fits(self.y, self.operator, "y")
 
     @abstractmethod
@@ -113,9 +111,7 @@ class Measured(Wrapped):
 
     @property
     def scale(self) -> float:
-        """Standard deviation of the data in model range."""
-        if self.sigma_data is not None:
-            return self.sigma_data
+        """Standard deviation of the data in model range, as the wrapped model knows it, or 1."""
         score = self.score
         while not hasattr(score, "parameterization") and hasattr(score, "score"):
             score = score.score
@@ -133,6 +129,34 @@ class Measured(Wrapped):
                 "one a sample as the condition measurement= where a solver takes samples apart"
             )
         return y.to(x.device, x.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Scaled(Measured):
+    """Base of those that ask how far the data spread.
+
+    Args:
+        score, operator, y, noise_std: see :class:`Measured`.
+        sigma_data: standard deviation of the data in model range, > 0; that of the wrapped
+            model's parameterization if None, and 1 if it has none.
+
+    Raises:
+        ValueError: as :class:`Measured`.
+    """
+
+    sigma_data: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sigma_data is not None and not 0 < self.sigma_data < math.inf:
+            raise ValueError(
+                f"{type(self).__name__} needs a finite sigma_data > 0, got {self.sigma_data}"
+            )
+
+    @property
+    def scale(self) -> float:
+        """Standard deviation of the data in model range."""
+        return super().scale if self.sigma_data is None else self.sigma_data
 
 
 class Denoised:

@@ -19,15 +19,15 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .conjugate import solved
-from .measured import Denoised, Measured, beside
+from .measured import Denoised, Scaled, beside
 
 
 @dataclass(frozen=True, eq=False)
-class MMPS(Measured):
+class MMPS(Scaled):
     """A score led by a measurement through the covariance of ``p(x_0 | x_t)``.
 
     Args:
-        score, operator, y, noise_std, sigma_data: see :class:`.Measured`.
+        score, operator, y, noise_std, sigma_data: see :class:`.Scaled`.
         iterations: of conjugate gradients, >= 1; each costs one product.
     """
 

@@ -15,27 +15,32 @@ def draws(*shape, seed=0):
 
 
 @pytest.mark.parametrize("std", [0.05, 0.5])
-def test_exact_for_isotropic_data_and_equal_singular_values(sde, std):
-    data = sd.GaussianMixture([1.0], draws(1, 4), [0.8])
-    rows = torch.linalg.qr(draws(4, 4, seed=1)).Q[:2]
-    a, y = Linear(1.7 * rows), draws(1, 2, seed=2)
+@pytest.mark.parametrize("kind", ["one number", "isotropic"])
+def test_exact_where_one_variance_is_enough(sde, std, kind):
+    """One number of any Gaussian data, or isotropic ones seen by equal singular values."""
+    rows = 1.7 * torch.linalg.qr(draws(4, 4, seed=1)).Q
+    one = kind == "one number"
+    stds = torch.linspace(0.2, 1.5, 4, dtype=f64)[None] if one else [0.8]
+    a = Linear(rows[:1] if one else rows[:2])
+    data, y = sd.GaussianMixture([1.0], draws(1, 4), stds), draws(1, *a.out, seed=2)
     exact = data.posterior(a, y, std).score(sde)
-    led = DPS(data.score(sde), a, y, std, sigma_data=0.8)
+    led = DPS(data.score(sde), a, y, std)
     for t in (sde.t_min_sampling, 0.1, 0.5, sde.t_max):
         x = draws(4, 4, seed=3) * (sde.alpha(t) ** 2 + sde.sigma(t) ** 2).sqrt()
         torch.testing.assert_close(led.noise(x, t), exact.noise(x, t), rtol=1e-6, atol=1e-6)
 
 
 def test_never_goes_beyond_the_measurement():
-    """For Gaussian data no narrower than ``sigma_data``, a step closes in on ``y``."""
-    data = sd.GaussianMixture([1.0], draws(1, 4), [1.0])
+    """Along the residual the pull ends at ``y`` without noise, and before it with noise."""
+    data = sd.GaussianMixture([1.0], draws(1, 4), torch.linspace(0.2, 1.5, 4, dtype=f64)[None])
     a, y = Linear(draws(3, 4, seed=1)), draws(1, 3, seed=2)
     score, x = data.score(sd.VP()), draws(6, 4, seed=3)
     for t in (1e-3, 0.1, 0.9):
-        led = DPS(score, a, y, 0.0)
-        before, after = (a.spectrum().measured(y - a(s.denoise(x, t))) for s in (score, led))
-        assert bool((before * after > -1e-9).all())
-        assert bool((after.abs() <= before.abs()).all())
+        r = y - a(score.denoise(x, t))
+        along = [((y - a(DPS(score, a, y, s).denoise(x, t))) * r).sum(1) for s in (0.0, 0.3)]
+        assert bool((along[0].abs() < 1e-9 * (r * r).sum(1)).all())
+        assert bool((along[1] > 0).all())
+        assert bool((along[1] < (r * r).sum(1)).all())
 
 
 def test_published_rule(mixture):

@@ -64,14 +64,19 @@ def test_gradient_of_a_log_likelihood(method, mixture):
     q2 = float(sigma**2 / alpha**2)
     r2 = q2 / (1 + q2)
     if method is DPS:
-        covariance = (std**2 + a.norm**2 * r2) * torch.eye(2, dtype=f64).expand(4, 2, 2)
+        along = (r[:, None] @ m @ spread @ m.T @ r[:, :, None]) / (r**2).sum(1)[:, None, None]
+        covariance = (std**2 + along) * torch.eye(2, dtype=f64)
     elif method is PGDM:
-        covariance = (noise + r2 * m @ m.T).expand(4, 2, 2)
+        within = 0.5 * 0.36 * q2 / (0.36 + q2)
+        covariance = (noise + within * m @ m.T).expand(4, 2, 2)
     elif method is TMPD:
         covariance = noise + m @ torch.diag_embed(spread.sum(2).clamp_min(0)) @ m.T
     else:
         covariance = noise + m @ spread @ m.T
     w = torch.linalg.solve(covariance, r[:, :, None])
+    if method is TMPD:  # as far as the whole covariance says along w
+        whole = noise + m @ spread @ m.T
+        w = w * (w.mT @ r[:, :, None]) / (w.mT @ whole @ w)
     if method is MMPS:  # one iteration from the preconditioner
         p = torch.linalg.solve(noise + r2 * m @ m.T, r[:, :, None])
         w = p * (p.mT @ r[:, :, None]) / (p.mT @ covariance @ p)
@@ -185,12 +190,19 @@ def test_no_graph_is_left_without_grad(method, mixture):
 
 def test_scale_of_the_data(mixture):
     score, a, y = mixture.score(sd.VP()), operator(), draws(1, 2)
-    assert PGDM(score, a, y, 0.1).scale == 1
-    assert PGDM(score, a, y, 0.1, sigma_data=0.4).scale == 0.4
+    assert MMPS(score, a, y, 0.1).scale == 1
+    assert MMPS(score, a, y, 0.1, sigma_data=0.4).scale == 0.4
     model = sd.ScoreModel(nn.Identity(), sd.VP(), sd.Karras(sigma_data=0.7))
-    assert PGDM(model, a, y, 0.1).scale == 0.7
-    assert PGDM(sd.Threshold(model), a, y, 0.1).scale == 0.7
-    assert PGDM(model, a, y, 0.1, sigma_data=0.4).scale == 0.4
+    assert MMPS(model, a, y, 0.1).scale == 0.7
+    assert MMPS(sd.Threshold(model), a, y, 0.1).scale == 0.7
+    assert MMPS(model, a, y, 0.1, sigma_data=0.4).scale == 0.4
+
+
+@pytest.mark.parametrize("kind", [PGDM, TMPD, MMPS])
+def test_refuses_a_scale(kind, mixture):
+    for scale in (0.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match="sigma_data"):
+            kind(mixture.score(sd.VP()), operator(), draws(1, 2), 0.1, sigma_data=scale)
 
 
 @pytest.mark.parametrize("std", [-0.1, float("nan"), float("inf")])
@@ -209,8 +221,6 @@ def test_refuses_a_measurement_that_does_not_fit(method, mixture):
         led(draws(3, 2), 0.5)
     with pytest.raises(ValueError, match="measurement of shape"):
         led(draws(3, 2), 0.5, measurement=draws(3, 1))
-    with pytest.raises(ValueError, match="sigma_data"):
-        method(score, a, draws(1, 2), 0.1, sigma_data=0.0)
 
 
 def test_refuses_a_score_without_a_derivative(mixture):

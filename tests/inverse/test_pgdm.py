@@ -20,7 +20,7 @@ def test_exact_for_isotropic_gaussian_data(sde, std, scale):
     data = sd.GaussianMixture([1.0], draws(1, 5), [scale])
     a, y = Linear(draws(3, 5, seed=1)), draws(1, 3, seed=2)
     exact = data.posterior(a, y, std).score(sde)
-    led = PGDM(data.score(sde), a, y, std, sigma_data=scale)
+    led = PGDM(data.score(sde), a, y, std, sigma_data=scale, strength=1.0)
     for t in (sde.t_min_sampling, 0.1, 0.5, sde.t_max):
         x = draws(4, 5, seed=3) * (sde.alpha(t) ** 2 + sde.sigma(t) ** 2).sqrt()
         torch.testing.assert_close(led.noise(x, t), exact.noise(x, t), rtol=1e-6, atol=1e-6)
@@ -30,6 +30,27 @@ def test_exact_without_noise():
     data = sd.GaussianMixture([1.0], draws(1, 5), [0.6])
     a, y = Linear(draws(3, 5, seed=1)), draws(1, 3, seed=2)
     exact = data.posterior(a, y, 1e-9).score(sd.VP())
-    led = PGDM(data.score(sd.VP()), a, y, 0.0, sigma_data=0.6)
+    led = PGDM(data.score(sd.VP()), a, y, 0.0, sigma_data=0.6, strength=1.0)
     x = draws(4, 5, seed=3)
     torch.testing.assert_close(led.noise(x, 0.3), exact.noise(x, 0.3), rtol=1e-6, atol=1e-6)
+
+
+def test_strength_and_the_spread_it_takes(mixture):
+    """A strength is a variance divided; without a scale, 0.6 of what the model knows."""
+    sde, a, y = sd.VP(), Linear(draws(2, 2, seed=1)), draws(1, 2, seed=2)
+    x, t = draws(4, 2, seed=3), 0.4
+    score = mixture.score(sde)
+    q2 = float(sde.sigma(t) / sde.alpha(t)) ** 2
+    # 1/v = 1/s^2 + 1/q^2: the scale whose variance is half of that for 0.6.
+    half = 0.5 * 0.36 * q2 / (0.36 + q2)
+    other = (1 / (1 / half - 1 / q2)) ** 0.5
+    same = PGDM(score, a, y, 0.1, sigma_data=other, strength=1.0)
+    torch.testing.assert_close(PGDM(score, a, y, 0.1)(x, t), same(x, t), rtol=1e-9, atol=1e-9)
+    assert PGDM(score, a, y, 0.1).scale == pytest.approx(0.6)
+    assert PGDM(score, a, y, 0.1, sigma_data=0.9).scale == 0.9
+
+
+@pytest.mark.parametrize("strength", [0.0, -1.0, float("inf")])
+def test_refuses_strength(mixture, strength):
+    with pytest.raises(ValueError, match="strength"):
+        PGDM(mixture.score(sd.VP()), Linear([[1.0, 0.0]]), draws(1, 1), 0.1, strength=strength)

@@ -29,6 +29,16 @@ def test_exact_for_independent_entries(sde, std, kind):
         assert (led.noise(x, t) - exact.noise(x, t)).abs().max() < 1e-6 * scale
 
 
+def test_negative_row_sums_do_not_explode():
+    """Two entries that lean against each other: each row of the covariance sums to about zero."""
+    m = torch.tensor([[1.0, -1.05], [-1.0, 1.05]], dtype=f64)
+    score = sd.GaussianMixture([1.0, 1.0], m, [0.05, 0.05]).score(sd.VP())
+    a, y = Linear(torch.eye(2, dtype=f64)), torch.tensor([[0.9, -1.0]], dtype=f64)
+    x = 0.1 * draws(50, 2)
+    for std in (0.0, 0.02):
+        assert TMPD(score, a, y, std).denoise(x, 0.7).abs().max() < 3
+
+
 def test_refuses_iterations(mixture):
     with pytest.raises(ValueError, match="iterations >= 1"):
         TMPD(mixture.score(sd.VP()), Linear(draws(1, 2)), draws(1, 1), 0.1, iterations=0)
