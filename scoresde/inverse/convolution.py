@@ -74,7 +74,7 @@ class Convolution(Operator):
         # Conjugates at k and -k in spite of rounding: Q is real and orthogonal by them.
         symbol = (symbol + mirrored(symbol, tuple(range(symbol.ndim))).conj()) / 2
         values = resolved(symbol.abs(), dtype)
-        phase = torch.where(values > 0, symbol / symbol.abs().clamp_min(1e-300), 1)
+        phase = symbol / symbol.abs().clamp_min(1e-300)  # without meaning where values are 0
         half = phase[..., : phase.shape[-1] // 2 + 1]
         channels = (1,) * (len(self.shape) - values.ndim)
         seen = values > 0
