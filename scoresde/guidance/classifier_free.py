@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..conditions import classes_of
+from ..conditions import classes_of, leaves
 from ..config import ConfigError
 from ..sde.base import match
 from .extrapolation import Extrapolation, check_process
@@ -56,7 +56,8 @@ class ClassifierFree(Extrapolation):
             whatever else is left out.
         unconditional: score of the unconditional branch; by default ``score`` itself. It is not
             given the conditions that are dropped, but those that ``null`` gives a value.
-        drop: names of the conditions that the unconditional branch lacks; all if None.
+        drop: names of the conditions that the unconditional branch lacks; if None all that reach
+            the network, but not those that a score between takes, as the target of an energy.
 
     Raises:
         ConfigError: for a setting out of range, or an unconditional score of another process.
@@ -91,9 +92,16 @@ class ClassifierFree(Extrapolation):
         """What each part is given of the conditions."""
         asked = [(self.score, cond)]
         if self.unconditional is not None:
-            dropped = cond if self.drop is None else self.drop
-            asked.append((self.unconditional, {k: v for k, v in cond.items() if k not in dropped}))
+            gone = self._dropped(cond)
+            asked.append((self.unconditional, {k: v for k, v in cond.items() if k not in gone}))
         return asked
+
+    def _dropped(self, cond: dict[str, Any]) -> tuple[str, ...]:
+        """Names of the conditions that the unconditional branch lacks."""
+        if self.drop is not None:
+            return self.drop
+        reached = {name for _, its in leaves(self.score, cond) for name in its}
+        return tuple(name for name in cond if name in reached)
 
     @property
     def _other(self) -> Any:
@@ -101,7 +109,7 @@ class ClassifierFree(Extrapolation):
 
     def _reference(self, cond: dict[str, Any], x: Tensor) -> tuple[Any, dict[str, Any]]:
         """The unconditional score, and what it is given."""
-        names = tuple(cond) if self.drop is None else self.drop
+        names = self._dropped(cond)
         if not any(name in cond for name in names):
             wanted = "a condition" if self.drop is None else f"one of {', '.join(names)}"
             raise ValueError(f"classifier-free guidance needs {wanted} to drop, and none is given")

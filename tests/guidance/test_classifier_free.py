@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 from counted import Counted, Net, f64, labelled, network, states, times
-from torch import nn
 
 import scoresde as sd
 from scoresde.conditions import randomize
@@ -339,10 +338,26 @@ def test_gradients_reach_the_weights_through_both_branches():
     assert (found[[2, 3]] == 0).all()
 
 
+def test_what_a_score_between_takes_is_not_dropped():
+    sde, mixture = sd.VP(), labelled()
+    seen = []
+
+    def energy(x0, target):
+        seen.append(target)
+        return -((target - x0) ** 2).sum(1)
+
+    x, y = states(mixture, sde, 0.4)
+    target = torch.ones(6, 2, dtype=f64)
+    score = ClassifierFree(sd.guidance.Energy(mixture.score(sde), energy), 2.0)
+    score(x, 0.4, y=y, target=target)
+    assert torch.equal(seen[0], torch.cat([target, target]))
+    with pytest.raises(ValueError, match="needs a condition to drop"):
+        score(x, 0.4, target=target)
+
+
 def test_what_it_wraps_shows_through():
     model = network()
     score = ClassifierFree(model, 2.0)
     assert (score.sde, score.shape, score.weights) == (model.sde, (3,), "ema")
     twice = sd.guidance.Autoguidance(score, model, 2.0)
     assert cost(twice, torch.tensor(0.5)) == (3, 0)
-    assert isinstance(model, nn.Module)
