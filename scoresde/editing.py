@@ -37,6 +37,7 @@ def edit(
     strength: float = 0.5,
     draws: int = 1,
     *,
+    keep: Tensor | None = None,
     t_start: float | None = None,
     seed: int = 0,
     start_index: int = 0,
@@ -56,6 +57,8 @@ def edit(
         x0: guides in model range, floating point, ``(B, *shape)``.
         strength: how much is the model's to choose, in (0, 1]; see :func:`start_time`.
         draws: draws for each guide, each with noise of its own.
+        keep: True where the guide stays as it is, of a shape that broadcasts to an item's: the
+            rest alone is edited, by :class:`scoresde.inverse.Replacement`. None keeps nothing.
         t_start: the time ``t_0`` itself, instead of a strength.
         seed: seed of the noise added and of the solver's.
         start_index: index of the first draw, for a batch out of a longer series.
@@ -85,6 +88,8 @@ def edit(
             f"(t_end={end:g}): take a larger one"
         )
     x = noised(score, x0, start, draws, seed, start_index, device, dtype)
+    if keep is not None:
+        settings["solver"] = _keeping(score, keep, x0, draws, settings.get("solver"))
     repeated: dict[str, Any] = {
         k: v.repeat_interleave(draws, 0) if isinstance(v, Tensor) and v.ndim else v
         for k, v in settings.items()
@@ -93,6 +98,16 @@ def edit(
         score, x_T=x, t_start=start, seed=seed, start_index=start_index,
         device=device, dtype=dtype, **repeated,
     )  # fmt: skip
+
+
+def _keeping(score: Any, keep: Tensor, x0: Tensor, draws: int, solver: Any) -> Any:
+    """The solver, kept to the guides where ``keep`` says so."""
+    from .inverse.mask import Mask
+    from .inverse.replacement import Replacement
+
+    mask = Mask(keep, tuple(x0.shape[1:]))
+    solver = score.sde.default_solver if solver is None else solver
+    return Replacement(mask, mask(x0).repeat_interleave(draws, 0), 0.0, solver=solver)
 
 
 def start_time(sde: GaussianSDE, strength: float) -> float:

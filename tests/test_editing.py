@@ -126,6 +126,23 @@ def test_a_draw_does_not_depend_on_its_batch_and_conditions_follow_the_guides():
     assert sd.edit(model, x0, 0.5, y=y, t_start=0.3, **how).t_start == 0.3
 
 
+@pytest.mark.parametrize("solver", [None, "heun", "ancestral"])
+def test_what_is_kept_stays_and_the_rest_is_edited(solver):
+    """Of independent entries the edited ones do not feel that the others are kept."""
+    score, x0 = normal(0.3, 0.6, (2, 3)).score(sd.EDM()), torch.full((2, 2, 3), 1.8, dtype=f64)
+    x0[1] = -0.5
+    keep = torch.tensor([True, False, True])
+    out = sd.edit(score, x0, 0.5, 3, keep=keep, solver=solver, steps=30, seed=1)
+    kept = x0.repeat_interleave(3, 0)
+    assert torch.equal(out.x[..., keep], kept[..., keep])
+    assert (out.x[..., 1] - kept[..., 1]).abs().min() > 1e-3
+    assert out.solver["name"] == "replacement"
+    free = sd.edit(score, x0, 0.5, 3, solver=solver, steps=30, seed=1)
+    assert (free.x - kept).abs().min() > 1e-3
+    if solver != "ancestral":  # without noise of its own
+        torch.testing.assert_close(out.x[..., 1], free.x[..., 1], rtol=1e-9, atol=1e-9)
+
+
 # --- bridges ----------------------------------------------------------------------------------
 
 
@@ -247,6 +264,45 @@ def test_conditions_go_to_their_own_model_and_failures_are_said(mixture):
 # --- ways between latents under guidance -------------------------------------------------------
 
 
+class Classes(torch.nn.Module):
+    """The noise of ``N(mean_y, 0.5^2)`` under VP, in closed form; class 2 is no class."""
+
+    num_classes = 2
+    means = torch.tensor([[1.0, 0.2], [-0.7, 0.9], [0.1, 0.4]])
+
+    def __init__(self):
+        super().__init__()
+        self.unused = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, x, c_noise, y):
+        a, s = (v(c_noise)[:, None].to(x) for v in (sd.VP().alpha, sd.VP().sigma))
+        return s * (x - a * self.means[y].to(x)) / (a**2 * 0.25 + s**2)
+
+
+@pytest.mark.parametrize("scale", [None, 2.5])
+def test_a_way_under_labels_and_guidance_is_its_closed_form(scale):
+    """Guided Gaussians of one covariance are the Gaussian of the mean led along."""
+    model = sd.ScoreModel(
+        Classes(), sd.VP(), sd.Eps(label=sd.noise_labels.Time(scale=1.0)), shape=(2,)
+    ).double()  # fmt: skip
+    score = model if scale is None else sd.guidance.ClassifierFree(model, scale)
+    a, b = (torch.tensor(v, dtype=f64) for v in ([[1.2, 0.5], [0.9, 0]], [[0.4, 0.3], [-1, 1]]))
+    y = torch.tensor([0, 1])
+    way = sd.interpolate(score, a, b, 5, y=y, solver=TIGHT)
+    assert way.x.shape == (2, 5, 2)
+    assert way.round_trip.max() < 1e-4
+    means, nothing = Classes.means[y].double(), Classes.means[2].double()
+    means = means if scale is None else nothing + scale * (means - nothing)
+    sde, shares = sd.VP(), torch.linspace(0, 1, 5, dtype=f64)
+    for i in range(2):
+        ends = sde.t_min_likelihood, sde.t_max
+        up = torch.stack([affine(sde, m, 0.5, *ends)[0] for m in means[i]])
+        factor = affine(sde, 0.0, 0.5, *ends)[1]
+        first, last = (up + factor * x[i : i + 1] for x in (a, b))
+        z = sd.slerp(first.expand(5, 2), last.expand(5, 2), shares)
+        torch.testing.assert_close(way.x[i], (z - up) / factor, rtol=0, atol=1e-4)
+
+
 # --- refusals ---------------------------------------------------------------------------------
 
 
@@ -261,6 +317,8 @@ def test_conditions_go_to_their_own_model_and_failures_are_said(mixture):
         (lambda s, x: sd.edit(s, x, t_start=1e-4), "t_end < t_start"),
         (lambda s, x: sd.edit(s, x, t_start=1.5), r"t_start=1.5 lies outside .* \[1e-05, 1\]"),
         (lambda s, x: sd.edit(s, x, draws=0), "draws >= 1, got 0"),
+        (lambda s, x: sd.edit(s, x, keep=torch.zeros(2)), "a mask needs a known entry"),
+        (lambda s, x: sd.edit(s, x, keep=torch.ones(3)), r"does not fit items of shape \(2,\)"),
         (lambda s, x: sd.edit(s, x.long()), "got torch.int64: take integer data"),
         (lambda s, x: sd.edit(s, x / 0), "finite floating-point guides"),
         (lambda s, x: sd.edit(s, x, y=x[:3]), "condition 'y' has 3 values for 4 samples"),

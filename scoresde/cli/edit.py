@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import options
+from .guide import guided, passes, passes_said, said
 
 if TYPE_CHECKING:
     import torch
 
     from ..model import ScoreModel
+    from .guide import Guide, Guided
     from .items import Item
 
 STRENGTH, DRAWS, BATCH = 0.5, 8, 256
@@ -30,15 +32,17 @@ STRENGTH, DRAWS, BATCH = 0.5, 8, 256
 @click.option("-n", "--draws", type=click.IntRange(min=1),
               help=f"Results, each with noise of its own.  [default: {DRAWS}]")  # fmt: skip
 @click.option(
+    "--keep", metavar="MASK",
+    help="What to leave as it is: a picture whose white pixels are kept, or a region as in "
+    "`inpaint`, such as half:side=top.",
+)  # fmt: skip
+@click.option(
     "--from", "origin", metavar="RUN",
     help="Bridge instead: encode with this model, and decode with --model.",
 )  # fmt: skip
 @click.option("--label", type=click.IntRange(min=0), help="Class of the results.")
 @click.option("--from-label", type=click.IntRange(min=0), help="Class of the item under --from.")
-@click.option(
-    "--cfg", type=float, metavar="SCALE",
-    help="Classifier-free guidance towards --label; 1 is the plain conditional.",
-)  # fmt: skip
+@guided
 @click.option(
     "--solver", metavar="NAME",
     help="By default that of the process; of a bridge, runge-kutta or another of the ODE.",
@@ -69,10 +73,10 @@ def command(
     strength: float | None,
     t_start: float | None,
     draws: int | None,
+    keep: str | None,
     origin: str | None,
     label: int | None,
     from_label: int | None,
-    cfg: float | None,
     solver: str | None,
     steps: int | None,
     grid: str | None,
@@ -83,6 +87,7 @@ def command(
     seed: int | None,
     device_name: str,
     json_file: Path | None,
+    guide: Guide,
 ) -> None:
     """Draw an item anew, near one that is given: noise is added to ITEM, and taken away again.
 
@@ -96,9 +101,11 @@ def command(
       scoresde edit 0 --strength 0.4 -n 8
       scoresde edit sketch.png --model runs/digits-vp --resize --out edited.png
       scoresde edit 3 --model runs/classes --label 7 --cfg 2 --strength 0.7
+      scoresde edit 0 --keep half:side=top --strength 0.8
       scoresde edit photo.png --from runs/photos --model runs/paintings
     """  # fmt: skip
     from ..checkpoint import load
+    from .inpaint import mask_of
     from .items import read_item
     from .latent_files import settings_of
 
@@ -109,28 +116,32 @@ def command(
         raise ValueError("--strength and --t-start say the same thing: give one of them")
     if origin is None and from_label is not None:
         raise ValueError("--from-label belongs to --from, the model that encodes the item")
-    if origin is not None and (strength, t_start, draws) != (None, None, None):
+    if origin is not None and (strength, t_start, draws, keep) != (None, None, None, None):
         raise ValueError(
-            "a bridge draws nothing: --strength, --t-start and -n do not go with --from"
+            "a bridge draws nothing: --strength, --t-start, -n and --keep do not go with --from"
         )
+    guide.check()
     device = options.pick_device(device_name)
     model = load(run, weights=weights, device=device)
+    led = guide.of(model, run, weights, device)
     how: dict[str, Any] = {"steps": steps, "grid": options.grid(grid)}
     how["progress"] = options.on_screen()
-    about: dict[str, Any] = {"model": run, "label": label, "cfg": cfg, "seed": seed or 0}
+    about = {"model": run, "label": label, "guidance": led.figures, "seed": seed or 0}
     if origin is None:
         given = read_item(model, run, item, resize)
         if solver is not None or settings:
             how["solver"] = options.solver(solver or model.sde.default_solver, settings)
-        about["item"] = given.name
+        if keep is not None:
+            how["keep"] = mask_of(keep, False, tuple(given.x.shape[1:])).mask  # type: ignore[attr-defined]
+        about |= {"item": given.name, "keep": keep}
         noise = (STRENGTH if strength is None and t_start is None else strength, t_start)
-        found = _edit(model, given, noise, draws or DRAWS, about, how, out, device)
+        found = _edit(model, led, given, noise, draws or DRAWS, about, how, out, device)
     else:
         source = load(origin, weights=weights, device=device)
         given = read_item(source, origin, item, resize)
         how |= settings_of(solver, steps, grid, settings)
         about |= {"item": given.name, "from": origin, "from_label": from_label}
-        found = _bridge(source, model, given, about, how, out, device)
+        found = _bridge(source, model, led, given, about, how, out, device)
     figures, message, lines = found
     options.write_json(json_file, {**figures, "versions": options.versions(device)})
     if message:
@@ -145,6 +156,7 @@ Told = tuple[dict[str, Any], str, list[str]]
 
 def _edit(
     model: ScoreModel,
+    led: Guided,
     given: Item,
     noise: tuple[float | None, float | None],
     draws: int,
@@ -163,17 +175,17 @@ def _edit(
 
     strength, t_start = noise
     x = encode_items(model, given.x.to(device), about["seed"], 0, dequantize=False)
-    score, cond = guided(model, given.label, about["label"], about["cfg"], device)
+    cond = classes(model, led.classes, given.label, about["label"], device)
     if strength is not None:
         how["strength"] = strength
     parts = [
-        edit(score, x, draws=min(BATCH, draws - start), t_start=t_start, seed=about["seed"],
+        edit(led.score, x, draws=min(BATCH, draws - start), t_start=t_start, seed=about["seed"],
              start_index=start, **how, **cond)
         for start in range(0, draws, BATCH)
     ]  # fmt: skip
     drawn = join(parts)
     t = drawn.t_start
-    start = noised(score, x, t, seed=about["seed"])
+    start = noised(model, x, t, seed=about["seed"])
     start = start / math.hypot(float(model.sde.alpha(t)), float(model.sde.sigma(t)))
     found = drawn.x[None]
     write_draws(out, model, found, [Shown("input", model, x), Shown("noised input", model, start)])
@@ -182,7 +194,7 @@ def _edit(
     figures = {
         **about, "strength": strength, "draws": draws, "t_start": t, "t_end": drawn.t_end,
         "log_snr": float(model.sde.log_snr(t)), "nfe": drawn.mean_nfe,
-        "cost": None if drawn.cost is None else drawn.cost._asdict(),
+        **passes(drawn),
         "seconds": drawn.seconds, "converged": drawn.converged, "message": drawn.message,
         "solver": drawn.solver, "grid": drawn.grid, "steps": drawn.steps,
         "weights": drawn.weights, "distance": _rms(moved),
@@ -192,7 +204,8 @@ def _edit(
     varied = "" if draws == 1 else f", and {figures['std']:.3g} from each other"
     lines = [
         f"{draws} edit{'s' * (draws > 1)} of {given.name} under {about['model']} from {at} by "
-        f"{drawn.solver['name']}: {drawn.mean_nfe:.4g} evaluations each, {drawn.seconds:.1f} s, "
+        f"{drawn.solver['name']}{said(led.figures)}: {drawn.mean_nfe:.4g} evaluations each"
+        f"{passes_said(drawn) if led.figures else ''}, {drawn.seconds:.1f} s, "
         f"{drawn.weights} weights, seed {about['seed']}",
         f"RMS {figures['distance']:.3g} from the input{varied}, in units of the data",
     ]
@@ -202,6 +215,7 @@ def _edit(
 def _bridge(
     source: ScoreModel,
     target: ScoreModel,
+    led: Guided,
     given: Item,
     about: dict[str, Any],
     how: dict[str, Any],
@@ -211,15 +225,16 @@ def _bridge(
     """The bridge between two models: figures, what went wrong, and what to say."""
     import math
 
+    from ..conditions import classes_of
     from ..editing import bridge
     from .draws import Shown, write_draws
     from .items import encode_items
     from .latent_files import round_trip, round_trip_line
 
     x = encode_items(source, given.x.to(device), about["seed"], 0, dequantize=True)
-    here = guided(source, given.label, about["from_label"], None, device)[1]
-    score, there = guided(target, None, about["label"], about["cfg"], device)
-    told = bridge(source, score, x, source_cond=here, target_cond=there, **how)
+    here = classes(source, classes_of(source), given.label, about["from_label"], device)
+    there = classes(target, led.classes, None, about["label"], device)
+    told = bridge(source, led.score, x, source_cond=here, target_cond=there, **how)
     sde = source.sde
     end = math.hypot(float(sde.alpha(sde.t_max)), float(sde.sigma(sde.t_max)))
     write_draws(
@@ -246,23 +261,25 @@ def _bridge(
     return figures, told.message, lines
 
 
-def guided(
-    model: ScoreModel, known: int | None, label: int | None, cfg: float | None, device: Any
-) -> tuple[Any, dict[str, Any]]:
-    """The score, guided if asked for, and its condition: the given class, or the item's own."""
+def classes(
+    model: ScoreModel, count: int | None, known: int | None, label: int | None, device: Any
+) -> dict[str, Any]:
+    """The condition of one item under a score of so many classes: the given, or its own.
+
+    Raises:
+        ValueError: a label where there are no classes, or none where there are.
+    """
     import torch
 
-    from ..guidance import ClassifierFree
-    from .latent_files import labels_for
+    from .sample import check_label
 
-    own = None if known is None else torch.tensor([known])
-    y = labels_for(model, own, label, 1)
-    cond = {} if y is None else {"y": y.to(device)}
-    if cfg is None:
-        return model, cond
-    if y is None:
-        raise ValueError("--cfg leads towards a class, and the model has none")
-    return ClassifierFree(model, scale=cfg), cond
+    label = known if label is None and count is not None else label
+    if label is not None:
+        check_label(model, label, count)
+        return {"y": torch.tensor([label], device=device)}
+    if count is not None:
+        raise ValueError("the results are of a class: give it with --label")
+    return {}
 
 
 def _rms(x: torch.Tensor) -> float:

@@ -2,6 +2,9 @@
 
 import json
 import math
+import re
+import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -45,7 +48,7 @@ def test_an_edit_is_that_of_the_library(run, tmp_path):
     told = figures(tmp_path / "e.json")
     assert (told["strength"], told["t_start"], told["draws"]) == (0.35, pytest.approx(0.35), 3)
     assert told["log_snr"] == pytest.approx(float(sd.VP().log_snr(0.35)))
-    assert (told["nfe"], told["steps"], told["cost"]["forwards"]) == (7, 6, 7)
+    assert (told["nfe"], told["steps"], told["network_forwards"]) == (7, 6, 7)
     assert (told["item"], told["seed"], told["converged"]) == ("digits:3", 4, True)
     assert told["distance"] == pytest.approx(8.5 * float((out.x - x0).square().mean().sqrt()))
     assert told["std"] == pytest.approx(8.5 * float(out.x.var(0).mean().sqrt()))
@@ -130,10 +133,10 @@ def test_classes_are_the_items_own_or_the_given_and_can_be_guided_to(run, tmp_pa
     for p in net.parameters():  # a network that has learned to see its classes
         torch.nn.init.normal_(p, std=0.2)
     model = tiny(tmp_path / "c", sd.VP(), (1, 8, 8), net, Scaler((8.5,), (2 / 17,), 17))
-    np.save(tmp_path / "d.npy", held_out_data("zoo:digits", None, "test").x[0].numpy())
-    common = ["edit", "d.npy", "--model", model, "-n", 2, *FAST]
+    np.save(tmp_path / "item.npy", held_out_data("zoo:digits", None, "test").x[0].numpy())
+    common = ["edit", "item.npy", "--model", model, "-n", 2, *FAST]
     said = run(*common, code=1)
-    assert "class-conditional: give the class with --label" in said.err
+    assert "the results are of a class: give it with --label" in said.err
     for name, more in (
         ("a", ["--label", 3]),
         ("b", ["--label", 4]),
@@ -146,9 +149,31 @@ def test_classes_are_the_items_own_or_the_given_and_can_be_guided_to(run, tmp_pa
     assert (a != b).any()
     assert (a != d).any()
     told = figures(tmp_path / "d.json")
-    assert (told["label"], told["cfg"], told["cost"]["forwards"]) == (3, 3.0, 14)
+    assert (told["label"], told["guidance"]["scale"], told["network_forwards"]) == (3, 3.0, 14)
     said = run("edit", 0, "--model", "zoo:digits", "--cfg", 2, code=1)
-    assert "leads towards a class, and the model has none" in said.err
+    assert "--cfg needs a class-conditional model" in said.err
+    assert "--label 10 is out of range" in run(*common, "--label", 10, code=1).err
+    run("edit", "item.npy", "--from", model, "--model", model, "--from-label", 3, "--label", 4,
+        "--out", "moved.npy", "--solver", "heun", "--steps", 5)  # fmt: skip
+    moved = np.load(tmp_path / "moved.npy").astype(int)
+    assert (np.abs(moved - np.load(tmp_path / "item.npy")) > 1).any()
+
+
+def test_a_region_is_left_as_it_is(run, tmp_path):
+    common = ["edit", 3, "--model", "zoo:digits", "--strength", 0.8, "-n", 2, *FAST]
+    item = held_out_data("zoo:digits", None, "test").x[3].numpy().astype(int)
+    run(*common, "--keep", "half:side=top", "--out", "a.npy", "--json", "a.json")
+    a = np.load(tmp_path / "a.npy").astype(int)
+    assert np.array_equal(a[:, :, :4], item[None, :, :4].repeat(2, 0))
+    assert (a[:, :, 4:] != item[:, 4:]).mean() > 0.2
+    assert figures(tmp_path / "a.json")["keep"] == "half:side=top"
+    white = np.zeros((8, 8), np.uint8)
+    white[:, 6:] = 255
+    Image.fromarray(white).save(tmp_path / "mask.png")
+    run(*common, "--keep", "mask.png", "--out", "b.npy")
+    b = np.load(tmp_path / "b.npy").astype(int)
+    assert np.array_equal(b[..., 6:], item[None, ..., 6:].repeat(2, 0))
+    assert (b[..., :6] != item[..., :6]).mean() > 0.2
 
 
 def test_a_bridge_goes_through_both_scalers(run, tmp_path):
@@ -209,6 +234,9 @@ def test_pictures_of_another_size_are_cropped_about_their_centre(run, tmp_path):
         (["0", "--t-start", "0.5", "--strength", "0.5"], "--strength and --t-start say the same"),
         (["0", "--from", "zoo:digits", "--strength", "0.5"], "a bridge draws nothing"),
         (["0", "--from", "zoo:digits", "-n", "2"], "a bridge draws nothing"),
+        (["0", "--from", "zoo:digits", "--keep", "half"], "a bridge draws nothing"),
+        (["0", "--keep", "none.png"], "cannot read the mask none.png"),
+        (["0", "--rescale", "0.5"], "--rescale needs --cfg"),
         (["0", "--from", "zoo:mnist"], "two models of one shape, got items of (1, 28, 28)"),
         (["0", "--from", "zoo:digits", "--solver", "ancestral"], "'ancestral' draws noise"),
         (["0", "--from-label", "3"], "--from-label belongs to --from"),
@@ -225,3 +253,21 @@ def test_mistakes_give_one_line_and_leave_nothing(run, tmp_path, args, said):
     assert found.startswith("Error: ")
     assert len(found.strip().splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "editing.md").read_text()
+
+
+@pytest.mark.parametrize("line", re.findall(r"^scoresde .*$", PAGE, flags=re.M))
+def test_commands_of_the_page_run(run, tmp_path, line):
+    arguments = shlex.split(line, comments=True)[1:]
+    run(*arguments, "--solver", "dpmpp-2m", "--steps", 4, "--grid", "logsnr", "--json", "x.json")
+    assert "zoo:digits" in figures(tmp_path / "x.json")["model"]
+    assert len(list(tmp_path.glob("*.png"))) == 1
+
+
+def test_python_of_the_page_runs():
+    scope: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", PAGE, flags=re.S):
+        exec(block, scope)
+    assert scope["out"].cycle.max() < 0.3
