@@ -31,7 +31,9 @@ from .random_masks import KINDS, random_masks
 
 @dataclass(frozen=True)
 class Masked:
-    """Some entries of the item, and which: ``[mask x_0, mask]``.
+    """Some entries of the item, and which: ``[mask x_0, mask]``, one mask for all channels.
+
+    A vector has no channels: its mask is as long as it is.
 
     Args:
         kinds: of masks, drawn with equal chances: ``boxes`` hide up to three boxes, ``outside``
@@ -52,13 +54,14 @@ class Masked:
         _check_share(self.empty)
 
     def channels(self, shape: tuple[int, ...]) -> int:
-        """Channels of the image for items of ``shape (C, *spatial)``."""
-        return shape[0] + 1
+        """Channels of the image for items of ``shape (C, *spatial)``, or ``(D,)``."""
+        return shape[0] + (1 if len(shape) > 1 else shape[0])
 
     def draw(self, x0: Tensor, source: NoiseSource | None = None) -> Tensor:
         """The images of items ``(B, C, *spatial)`` for training, ``(B, C + 1, *spatial)``."""
-        mask = random_masks(len(x0), tuple(x0.shape[2:]), self.kinds, source, x0.device)
-        mask = mask.to(x0.dtype) * _kept(x0, self.empty, source)
+        spatial = tuple(x0.shape[2:]) or tuple(x0.shape[1:])
+        mask = random_masks(len(x0), spatial, self.kinds, source, x0.device).to(x0.dtype)
+        mask = mask.reshape(len(x0), -1, *x0.shape[2:]) * _kept(x0, self.empty, source)
         return torch.cat([mask * x0, mask], 1)
 
     def image(self, operator: Any, y: Tensor) -> Tensor:
@@ -74,9 +77,10 @@ class Masked:
                 "a method that needs no training, such as mmps"
             )
         mask = torch.as_tensor(mask).to(y.device, y.dtype).expand(y.shape[1:])
-        if not bool((mask == mask[:1]).all()):
+        shared = mask[:1] if y.ndim > 2 else mask
+        if not bool((mask == shared).all()):
             raise ConfigError("this model was trained on masks that all channels share")
-        return torch.cat([mask * y, mask[:1].expand(len(y), *mask[:1].shape)], 1)
+        return torch.cat([mask * y, shared.expand(len(y), *shared.shape)], 1)
 
 
 @dataclass(frozen=True)

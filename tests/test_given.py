@@ -55,6 +55,17 @@ def test_the_image_of_a_mask_in_training_is_that_of_its_measurement():
     assert torch.equal(image[:, :3], image[:, 3:] * x0)
 
 
+def test_the_mask_of_a_vector_is_as_long_as_it_is():
+    masked, x0 = given.Masked(empty=0.0), torch.randn(64, 7)
+    image = masked.draw(x0, KeyedNoise(0))
+    assert image.shape == (64, masked.channels((7,)))
+    assert torch.equal(image[:, :7], image[:, 7:] * x0)
+    assert len(image[:, 7:].unique(dim=0)) > 20
+    row = next(i for i in range(64) if 0 < image[i, 7:].sum() < 7)
+    operator = Mask(image[row, 7:])
+    assert torch.equal(masked.image(operator, operator(x0[row : row + 1])), image[row : row + 1])
+
+
 def test_a_share_of_the_items_is_given_nothing():
     image = given.Masked(empty=0.3).draw(torch.ones(4000, 1, 4), KeyedNoise(0))
     nothing = (image.flatten(1) == 0).all(1).float().mean()

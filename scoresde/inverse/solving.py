@@ -32,6 +32,7 @@ def solve(
     score: Any,
     operator: Operator,
     y: Tensor,
+    /,
     *,
     noise_std: float = 0.0,
     method: str | Mapping[str, Any] | None = None,
@@ -51,7 +52,8 @@ def solve(
     Args:
         score: the score of the data, guided or not.
         operator: the linear map ``A``.
-        y: measurements in model range, ``(N, *operator.out)``.
+        y: measurements in model range, ``(N, *operator.out)``; given by its place, since a
+            condition may be called ``y`` too.
         noise_std: standard deviation of their noise in model range, >= 0.
         method: name of a method, or its section ``{name: mmps, iterations: 3}``; by default
             ``trained`` for a model that was given such measurements in training, else ``mmps``.
@@ -80,7 +82,6 @@ def solve(
     section = {"name": method} if isinstance(method, str) else dict(method or default_method(score))
     name = section.pop("name", None)
     rows = operator.measurements(y).repeat_interleave(draws, 0)
-    cond = {k: spread(v, len(y), draws) for k, v in cond.items()}
     shape = (len(rows), *operator.shape)
     drawn: dict[str, Any] = {
         "steps": steps, "grid": grid, "seed": seed, "start_index": start_index,
@@ -96,6 +97,7 @@ def solve(
         return particles(
             score, operator, y, noise_std, draws, start_index // draws, section, drawn | cond
         )
+    cond = {k: spread(v, len(y), draws) for k, v in cond.items()}
     if name not in accepted():
         raise unknown("method", name, accepted())
     cls: Any = resolve(name, methods, "method")
