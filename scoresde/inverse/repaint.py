@@ -32,6 +32,9 @@ from .replacement import Carried, Replacement
 class RePaint(Replacement):
     """Replacement with resampling.
 
+    On mixtures, at 20 and at 100 evaluations, jumps of one step came closer to the exact
+    posteriors than longer ones, and 3 to 5 times down closer than 10, for the same evaluations.
+
     The state goes back up every ``jump_length`` steps, counted from the end of the grid; the inner
     solver then begins anew. ``evaluations(steps)`` says what a grid costs, and ``within(budget)``
     the steps that a budget pays for.
@@ -41,8 +44,8 @@ class RePaint(Replacement):
         y: the measurement in model range, ``(1, *operator.out)`` or ``(B, *operator.out)``.
         noise_std: standard deviation of the measurement's noise, >= 0.
         solver: the solver, its name or its section ``{name: ..., ...}``.
-        jump_length: steps of the grid that a jump goes up, >= 1; the published 10, on 250 steps.
-        jump_n_sample: times that each stretch of the grid is gone down, >= 1; the published 10.
+        jump_length: steps of the grid that a jump goes up, >= 1; 10 as published, for 250 steps.
+        jump_n_sample: times that each stretch of the grid is gone down, >= 1; 10 as published.
 
     Raises:
         ValueError: for a measurement that does not fit, a number out of range, or an operator
@@ -50,10 +53,11 @@ class RePaint(Replacement):
         ConfigError: for an unknown solver, or one that chooses its own steps.
     """
 
-    jump_length: int = 10
-    jump_n_sample: int = 10
+    jump_length: int = 1
+    jump_n_sample: int = 5
 
     name: ClassVar[str] = "repaint"
+    default_steps: ClassVar[int | None] = 50
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,6 +66,8 @@ class RePaint(Replacement):
                 "RePaint needs jump_length >= 1 and jump_n_sample >= 1, got "
                 f"jump_length={self.jump_length}, jump_n_sample={self.jump_n_sample}"
             )
+        # Going down and up is of use where the noise hides which mode the data are from.
+        object.__setattr__(self, "default_grid", "logistic")
         if self.brownian:
             raise ValueError(_NO_PATH)
 

@@ -44,6 +44,9 @@ class Carried(NamedTuple):
 class Replacement(InverseSolver):
     """Any solver on a grid, with the measured part replaced after each of its steps.
 
+    On mixtures ``ancestral`` came closer to the exact posteriors than deterministic solvers and
+    the stochastic ones of second order, and more than 100 steps brought no solver closer.
+
     Args:
         operator: the linear map ``A`` from items to measurements; it must have a spectrum.
         y: the measurement in model range, ``(1, *operator.out)`` or ``(B, *operator.out)``.
@@ -60,6 +63,7 @@ class Replacement(InverseSolver):
 
     order: ClassVar[float] = 1.0
     stochastic: ClassVar[bool] = True
+    default_steps: ClassVar[int | None] = 100
 
     def __post_init__(self) -> None:
         from .. import solvers
@@ -76,7 +80,6 @@ class Replacement(InverseSolver):
             ("solver", solver),
             ("brownian", solver.brownian),
             ("nfe_per_step", solver.nfe_per_step),
-            ("default_steps", solver.default_steps),
             ("default_grid", solver.default_grid),
         ):
             object.__setattr__(self, name, value)

@@ -40,7 +40,7 @@ def test_each_case_has_its_law_where_the_data_are_known(name, noise_std, eta, et
         kinds.add(int(above.sum()))
 
     solver = DDRM(operator, y, noise_std, eta, eta_b)
-    sd.sample(point(sde), (10000, 4), solver=solver, steps=7, seed=1, callback=check, dtype=D)
+    sd.sample(point(sde), (5000, 4), solver=solver, steps=7, seed=1, callback=check, dtype=D)
     assert kinds >= ({0, 3} if noise_std else {3})
 
 

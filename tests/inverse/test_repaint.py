@@ -69,7 +69,7 @@ def test_evaluations_are_known_beforehand(inner, mixture):
 
 def test_a_budget_is_not_exceeded():
     for solver in (
-        RePaint(MASK, Y),
+        RePaint(MASK, Y, jump_length=10, jump_n_sample=10),
         RePaint(MASK, Y, jump_length=1, jump_n_sample=3),
         RePaint(MASK, Y, solver="heun", jump_length=4, jump_n_sample=2),
     ):
@@ -116,7 +116,7 @@ def test_state_at_every_visit_has_the_law_of_the_process_given_y_and_the_data(na
         moves.append(t)
 
     solver = RePaint(operator, y, noise_std, "ancestral", jump_length=2, jump_n_sample=2)
-    sd.sample(point(sde), (20000, 4), solver=solver, steps=8, seed=1, callback=check, dtype=D)
+    sd.sample(point(sde), (8000, 4), solver=solver, steps=8, seed=1, callback=check, dtype=D)
     assert sum(b > a for a, b in itertools.pairwise(moves)) == 4
 
 
@@ -137,7 +137,12 @@ def test_a_jump_keeps_what_is_not_measured_correlated(mixture):
 def test_once_down_is_replacement(mixture):
     score = mixture.score(sd.VP())
     once = sd.sample(
-        score, (4, 2), solver=RePaint(MASK, Y, 0.1, jump_n_sample=1), steps=12, dtype=D
+        score,
+        (4, 2),
+        solver=RePaint(MASK, Y, 0.1, jump_n_sample=1),
+        steps=12,
+        dtype=D,
+        grid="logsnr",
     )
     plain = sd.sample(score, (4, 2), solver=Replacement(MASK, Y, 0.1), steps=12, dtype=D)
     assert torch.equal(once.x, plain.x)
@@ -150,7 +155,9 @@ def test_resampling_comes_closer_to_the_posterior(mixture):
     truth = truth[:, 1].sort().values
 
     def distance(solver, steps):
-        x = sd.sample(score, (2000, 2), solver=solver, steps=steps, dtype=D, seed=4).x
+        x = sd.sample(
+            score, (2000, 2), solver=solver, steps=steps, dtype=D, seed=4, grid="logsnr"
+        ).x
         return float((x[:, 1].sort().values - truth).square().mean().sqrt())
 
     plain = distance(Replacement(MASK, y), 25)
@@ -182,6 +189,12 @@ def test_what_is_said_of_the_solver_is_plain(mixture):
         "solver": {"name": "ancestral", "variance": "small"},
         "jump_length": 3, "jump_n_sample": 2,
     }  # fmt: skip
+
+
+def test_its_own_steps_and_grid_are_taken_when_nothing_is_said(mixture):
+    out = sd.sample(mixture.score(sd.VP()), (2, 2), solver=RePaint(MASK, Y), dtype=D)
+    assert (out.steps, out.nfe) == (50, 251)
+    assert out.grid == sd.config.describe(sd.grids.Logistic())
 
 
 def test_what_does_not_fit_is_refused(mixture):

@@ -40,7 +40,7 @@ def test_state_at_every_level_has_the_law_of_the_process_given_y_and_the_data(na
         seen.append(above.tolist())
 
     solver = Replacement(operator, y, noise_std, "ancestral")
-    sd.sample(point(sde), (20000, 4), solver=solver, steps=9, seed=1, callback=check, dtype=D)
+    sd.sample(point(sde), (8000, 4), solver=solver, steps=9, seed=1, callback=check, dtype=D)
     assert len(seen) == 9
     if noise_std:  # levels above, between and below those of the measurements have been met
         assert {sum(row) for row in seen} >= {0, 3}
@@ -217,6 +217,7 @@ def test_what_is_said_of_the_solver_is_plain():
     assert solver.eta == 0.5
     assert solver.nfe_per_step == 1
     assert Replacement(MASK, torch.zeros(1, 2), 0.1, "heun").nfe_per_step == 2
+    assert Replacement(MASK, torch.zeros(1, 2), 0.1, "edm").default_grid == "karras"
     assert solver != Replacement(MASK, torch.ones(1, 2), 0.1)
     assert solver == solver
     assert sd.bench.row.label(solver)
