@@ -15,7 +15,6 @@ import scoresde as sd
 from scoresde.config import build
 from scoresde.inverse import methods
 from scoresde.model import cost
-from scoresde.solvers.base import Solver
 
 SDE = sd.VP()
 OURS = ["dps", "pgdm", "tmpd", "mmps", "diffpir", "smc", "replacement", "repaint", "ddrm"]
@@ -58,43 +57,18 @@ class Precisions(sd.Score):
         return (share @ h - pulled).reshape(x.shape)
 
 
-def ours(name: str, problem: Problem, y: Tensor, n: int, budget: int, seed: int) -> tuple:
-    """``n`` samples of each measurement by at most ``budget`` passes: ``(x, passes, steps)``.
-
-    Raises:
-        ValueError: if the budget pays for no step.
-    """
-    score = Precisions(problem.mixture)
-    common = {"noise_std": problem.noise_std, "seed": seed}
-    if name == "smc":
-        steps = budget // 2
-        out = sd.inverse.smc(
-            score, problem.operator, y, particles=n, draws=len(y), steps=steps, **common
-        )
-        return out.sample(n), sum(out.cost), steps
-    steps = _steps(name, score, problem, y, budget)
-    out = sd.inverse.solve(score, problem.operator, y, method=name, draws=n, steps=steps, **common)
-    return out.x, sum(out.cost), steps
-
-
-def _steps(name: str, score: Any, problem: Problem, y: Tensor, budget: int) -> int:
-    """The most steps, with the denoising at the end, that a budget pays for."""
-    given = {"operator": problem.operator, "y": y[:1], "noise_std": problem.noise_std}
-    cls = build({"name": name, **given}, methods, "method") if name in SOLVERS else None
-    if cls is not None:
-        own = getattr(cls, "within", None)
-        return own(budget) if own else (budget - 1) // cls.nfe_per_step
-    led = SCORES[name](score, **given)
-    solver = build(led.default_solver, sd.solvers, "solver")
-    assert isinstance(solver, Solver)
-    calls = budget // sum(cost(led, torch.tensor(0.5, dtype=f64)))
-    steps = (calls - 1) // solver.nfe_per_step
-    if steps < 1:
-        raise ValueError(f"{name} needs more than {budget} passes")
-    return steps
-
-
-SOLVERS = ("replacement", "repaint", "ddrm")
+OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "dps": [{}, {"zeta": 0.3}, {"zeta": 1.0}],
+    "pgdm": [{}, {"strength": 1.0}],
+    "tmpd": [{}],
+    "mmps": [{}, {"iterations": 1}, {"iterations": 2}, {"iterations": 3}, {"iterations": 5}],
+    "diffpir": [{}, {"strength": 0.3}, {"strength": 3.0}, {"strength": 10.0}],
+    "smc": [{}, {"twist": "mmps"}, {"order": 2}],
+    "replacement": [{}],
+    "repaint": [{}, {"jump_length": 1, "jump_n_sample": 3}, {"jump_n_sample": 10}],
+    "ddrm": [{}, {"eta": 0.5}, {"eta": 1.0}],
+}
+"""Values of the main options to try beside the defaults."""
 SCORES: dict[str, Any] = {
     "dps": methods.DPS,
     "pgdm": methods.PGDM,
@@ -102,3 +76,62 @@ SCORES: dict[str, Any] = {
     "mmps": methods.MMPS,
     "diffpir": methods.DiffPIR,
 }
+
+
+def choices(name: str) -> list[dict[str, Any]]:
+    """Sections of a method to try, the default one first."""
+    return [{"name": name, **options} for options in OPTIONS[name]]
+
+
+def said(section: dict[str, Any]) -> str:
+    """The options of a section in words."""
+    return ", ".join(f"{k}={v}" for k, v in section.items() if k != "name")
+
+
+def ours(
+    section: dict[str, Any], problem: Problem, y: Tensor, n: int, budget: int, seed: int
+) -> tuple[Tensor, int, int]:
+    """``n`` samples of each measurement by at most ``budget`` passes: ``(x, passes, steps)``.
+
+    Raises:
+        ValueError: if the budget pays for no step.
+    """
+    score = Precisions(problem.mixture)
+    common = {"noise_std": problem.noise_std, "seed": seed}
+    if section["name"] == "smc":  # one run of particles a measurement
+        options = {k: v for k, v in section.items() if k != "name"}
+
+        def run(y: Tensor, particles: int, steps: int) -> Any:
+            settings = {"particles": particles, "draws": len(y), "steps": steps}
+            return sd.inverse.smc(score, problem.operator, y, **settings, **common, **options)
+
+        first, second = (sum(run(y[:1], 2, steps).cost) for steps in (2, 3))
+        steps = 2 + (budget - first) // (second - first)
+        if steps < 2:
+            raise ValueError(f"{section} needs more than {budget} passes")
+        out = run(y, n, steps)
+        return out.sample(n), sum(out.cost), steps
+    steps, grid = _steps(section, score, problem, y, budget)
+    out = sd.inverse.solve(
+        score, problem.operator, y, method=section, draws=n, steps=steps, grid=grid, **common
+    )
+    return out.x, sum(out.cost), steps
+
+
+def _steps(
+    section: dict[str, Any], score: Any, problem: Problem, y: Tensor, budget: int
+) -> tuple[int, str | None]:
+    """The most steps, with the denoising at the end, that a budget pays for; and the grid."""
+    given = {"operator": problem.operator, "y": y[:1], "noise_std": problem.noise_std}
+    if section["name"] not in SCORES:
+        solver = build({**section, **given}, methods, "method")
+        own = getattr(solver, "within", None)
+        return (own(budget) if own else (budget - 1) // solver.nfe_per_step), None
+    options = {k: v for k, v in section.items() if k != "name"}
+    led = SCORES[section["name"]](score, **given, **options)
+    solver = build(led.default_solver, sd.solvers, "solver")
+    calls = budget // sum(cost(led, torch.tensor(0.5, dtype=f64)))
+    steps = (calls - 1) // solver.nfe_per_step
+    if steps < 1:
+        raise ValueError(f"{section} needs more than {budget} passes")
+    return steps, getattr(led, "default_grid", None)

@@ -9,9 +9,9 @@ averaged over measurements: by optimal assignment on the ring, sliced elsewhere;
 of as many exact samples. *Mean* is the error of the posterior mean in posterior standard
 deviations, *std* the mean relative error of the standard deviation.
 
-Ours run as they come. azula's run as they come, and again with the best of a sweep over their main
-options and two grids, chosen by W2 for each problem and number of passes on other noise and fewer
-samples (the four best of fewer passes go on to more). Without azula (``pip install --no-deps azula
+All run as they come, and again with the best of a sweep over their main options (azula's over two
+grids as well), chosen by W2 for each problem and number of passes on other noise and fewer samples
+(the four best of fewer passes go on to more). Without azula (``pip install --no-deps azula
 einops``) ours run alone. Writes ``posteriors.json``, ``posteriors.md`` and ``posteriors.png``;
 float64, CPU.
 """
@@ -29,15 +29,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from posterior_methods import OURS, ours
+from posterior_methods import OURS, choices, ours, said
 from posterior_peers import Azula, variants
 from posterior_problems import PROBLEMS, Judge
 from tqdm import tqdm
 
 BUDGETS = (20, 100, 500)
-NOISES = (0.1, 0.02)
-SAMPLES = {"ring": 600, "random": 300, "picture": 300}
-KINDS = ("ours", "azula", "azula, best")
+NOISES = {"ring": (0.1,), "random": (0.1, 0.02), "picture": (0.1,)}
+SAMPLES = {"ring": 500, "random": 250, "picture": 250}
+KINDS = {"scoresde": ("ours", "ours, best"), "azula": ("azula", "azula, best")}
 Task = tuple[str, float, str, str]
 """Problem, noise, project, method."""
 
@@ -50,40 +50,51 @@ def run(task: Task, args: argparse.Namespace) -> list[dict[str, Any]]:
     y = problem.measurements(args.draws, args.seed)
     n = SAMPLES[law] // args.part
     judge = Judge(problem, y, n, args.seed)
-    records = []
-
-    def record(kind: str, budget: int, found: Any, settings: str) -> None:
-        x, passes, steps = found()
-        figures = judge(x)
-        records.append(
-            {
-                "problem": law, "noise": noise, "method": method, "kind": kind, "budget": budget,
-                "passes": passes, "steps": steps, "settings": settings, "floor": judge.floor,
-                "floor_of_mean": judge.floor_of_mean, **figures,
-            }
-        )  # fmt: skip
-
-    if project == "scoresde":
-        for budget in args.budgets:
-            record("ours", budget, lambda b=budget: ours(method, problem, y, n, b, args.seed), "")
-        return records
     few = max(20, n // 5)
-    trial = Azula(problem, y, few, args.seed + 1)
     trial_judge = Judge(problem, y, few, args.seed + 1)
-    peer, choices = Azula(problem, y, n, args.seed), variants(problem)[method]
-    running = choices
+    records = []
+    if project == "scoresde":
+        candidates = choices(method)
+        labels = [said(c) for c in candidates]
+
+        def full(choice: Any, budget: int) -> Any:
+            return ours(choice, problem, y, n, budget, args.seed)
+
+        def trial(choice: Any, budget: int) -> Any:
+            return ours(choice, problem, y, few, budget, args.seed + 1)
+    else:
+        full, trial = Azula(problem, y, n, args.seed), Azula(problem, y, few, args.seed + 1)
+        candidates = variants(problem)[method]
+        labels = [str(c) for c in candidates]
+    running = list(range(len(candidates)))
     for budget in args.budgets:
-        record("azula", budget, lambda b=budget: peer(choices[0], b), str(choices[0]))
         tried = []
-        for choice in running:
-            if trial.passes(choice) <= budget:
-                total = sum(trial_judge(trial(choice, budget)[0])["w2"])
-                tried.append((math.inf if math.isnan(total) else total, len(tried), choice))
-        ranked = [choice for *_, choice in sorted(tried)]
-        record("azula, best", budget, lambda b=budget, c=ranked[0]: peer(c, b), str(ranked[0]))
-        # What did badly with some steps has no chance with more, but of DPS's zeta.
-        running = [c for c in ranked if c in ranked[:4] or method == "dps"]
+        for i in running if len(running) > 1 else []:
+            try:
+                total = sum(trial_judge(trial(candidates[i], budget)[0])["w2"])
+            except ValueError:  # the budget pays for no step
+                continue
+            tried.append((math.inf if math.isnan(total) else total, i))
+        ranked = [i for _, i in sorted(tried)] or running
+        # What did badly with some steps has no chance with more, but for the size of a step.
+        running = [i for i in ranked if i in ranked[:4] or method == "dps"]
+        for kind, i in ((KINDS[project][0], 0), (KINDS[project][1], ranked[0])):
+            if kind == "ours, best" and len(candidates) == 1:
+                continue
+            x, passes, steps = full(candidates[i], budget)
+            records.append(
+                {
+                    "problem": law, "noise": noise, "method": method, "kind": kind,
+                    "budget": budget, "passes": passes, "steps": steps, "settings": labels[i],
+                    "floor": judge.floor, "floor_of_mean": judge.floor_of_mean, **judge(x),
+                }
+            )  # fmt: skip
     return records
+
+
+def task_of(record: dict[str, Any]) -> Task:
+    project = "scoresde" if record["kind"] in KINDS["scoresde"] else "azula"
+    return record["problem"], record["noise"], project, record["method"]
 
 
 def mean(values: list[float]) -> float:
@@ -91,14 +102,14 @@ def mean(values: list[float]) -> float:
 
 
 def verdict(one: dict[str, Any], other: dict[str, Any]) -> str:
-    """Whether ``one`` is closer, by paired differences of W2 over measurements, two errors."""
+    """``<`` if ``one`` is closer, ``>`` if farther, by paired differences over measurements."""
     if not all(map(math.isfinite, other["w2"])):
-        return "closer"
+        return "<"
     gaps = torch.tensor(one["w2"], dtype=torch.float64) - torch.tensor(other["w2"])
     error = 2 * float(gaps.std()) / len(gaps) ** 0.5
     slack = max(error, 0.02 * mean(one["floor"]))
     gap = float(gaps.mean())
-    return "closer" if gap < -slack else "farther" if gap > slack else "same"
+    return "<" if gap < -slack else ">" if gap > slack else "="
 
 
 def figure(value: float) -> str:
@@ -121,7 +132,7 @@ def table(records: list[dict[str, Any]], budgets: list[int]) -> str:
             "|---" * (3 + 2 * len(budgets)) + "|",
         ]  # fmt: skip
         for method in dict.fromkeys(r["method"] for r in here):
-            for kind in KINDS:
+            for kind in itertools.chain(*KINDS.values()):
                 row = [key.get((law, noise, method, kind, b)) for b in budgets]
                 if not any(row):
                     continue
@@ -132,9 +143,10 @@ def table(records: list[dict[str, Any]], budgets: list[int]) -> str:
                         rest.append("-")
                         continue
                     mark = ""
-                    mine = key.get((law, noise, method, "ours", b))
-                    if kind != "ours" and mine:
-                        mark = {"closer": " <", "farther": " >", "same": " ="}[verdict(mine, r)]
+                    for own in KINDS["scoresde"][: 1 if kind == "azula" else 2]:
+                        mine = key.get((law, noise, method, own, b))
+                        if kind in KINDS["azula"] and mine:
+                            mark += " " + verdict(mine, r)
                     w2.append(figure(mean(r["w2"])) + mark)
                     rest.append(f"{figure(r['mean'])}, {r['std']:+.2f}")
                     settings.append(r["settings"])
@@ -142,7 +154,7 @@ def table(records: list[dict[str, Any]], budgets: list[int]) -> str:
                 lines.append(f"| {method} | {kind} | " + " | ".join(w2 + rest) + f" | {said} |")
     lines.append(
         "\nBeside azula's: `<` ours is closer to the posterior than this, `>` farther, `=` neither"
-        " (paired over measurements, two standard errors).\n"
+        " (paired over measurements, two standard errors); a second mark is that of our best.\n"
     )
     return "\n".join(lines)
 
@@ -164,13 +176,18 @@ def plot(records: list[dict[str, Any]], path: Path) -> None:
     )
     names = list(dict.fromkeys([*OURS, *(r["method"] for r in records)]))
     colours = dict(zip(names, plt.get_cmap("tab10").colors, strict=False))
-    styles = {"ours": ("-", "o"), "azula": (":", "x"), "azula, best": ("--", "s")}
+    styles = {
+        "ours": ("-", "o"),
+        "ours, best": ("-", "D"),
+        "azula": (":", "x"),
+        "azula, best": (":", "s"),
+    }
     for ax, (law, noise) in zip(axes.flat, panels, strict=False):
         here = [r for r in records if (r["problem"], r["noise"]) == (law, noise)]
         floor = mean(here[0]["floor"])
-        top = 3 * max(mean(r["w2"]) for r in here if r["kind"] == "ours")
+        top = 1.5 * max(mean(r["w2"]) for r in here if r["kind"] in KINDS["scoresde"])
         ax.axhspan(floor / 1.5, floor, color="0.85", lw=0)
-        for method, kind in itertools.product(names, KINDS):
+        for method, kind in itertools.product(names, styles):
             line = [r for r in here if (r["method"], r["kind"]) == (method, kind)]
             if not line:
                 continue
@@ -212,30 +229,40 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
     parser.add_argument("--methods", nargs="+", help="Names, all by default.")
+    parser.add_argument(
+        "--projects", nargs="+", choices=("scoresde", "azula"), default=["scoresde", "azula"]
+    )
+    parser.add_argument("--keep", action="store_true", help="Other figures that OUT has.")
     args = parser.parse_args()
-    args.budgets, args.draws, args.part = list(BUDGETS), 6, 1
+    args.budgets, args.draws, args.part = list(BUDGETS), 5, 1
     if args.quick:
         args.budgets, args.draws, args.part = [20, 60], 3, 5
     args.out.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
     tasks = [
         (law, noise, project, method)
-        for law, noise in itertools.product(args.problems, NOISES[: 1 if args.quick else None])
+        for law in args.problems
+        for noise in NOISES[law][: 1 if args.quick else None]
         for project, method in [
             *(("scoresde", name) for name in OURS),
             *(("azula", name) for name in variants(PROBLEMS[law](noise))),
         ]
         if args.methods is None or method in args.methods
+        if project in args.projects
     ]
     # The long ones first, so that no worker is left with one at the end.
     order = sorted(tasks, key=lambda t: (t[2] == "scoresde", t[0] == "ring"))
     found: dict[Task, list[dict[str, Any]]] = {}
+    figures = args.out / "posteriors.json"
+    kept = json.loads(figures.read_text()) if args.keep and figures.exists() else []
     with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool:
         waiting = {pool.submit(run, task, args): task for task in order}
         for done in tqdm(as_completed(waiting), total=len(waiting), delay=2):
             found[waiting[done]] = done.result()
             records = [r for task in tasks for r in found.get(task, [])]
-            (args.out / "posteriors.json").write_text(json.dumps(records, indent=1))
+            records += [r for r in kept if task_of(r) not in found]
+            records.sort(key=lambda r: (list(PROBLEMS).index(r["problem"]), -r["noise"]))
+            figures.write_text(json.dumps(records, indent=1))
     text = table(records, args.budgets)
     print(text)
     (args.out / "posteriors.md").write_text(text + "\n")
