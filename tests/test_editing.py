@@ -258,7 +258,7 @@ def test_conditions_go_to_their_own_model_and_failures_are_said(mixture):
         solver={"name": "runge-kutta", "max_nfe": 20},
     )  # fmt: skip
     assert not short.converged
-    assert short.message.count("sample 0 stopped") >= 2
+    assert short.message.count("sample 0 stopped") == 4
 
 
 # --- ways between latents under guidance -------------------------------------------------------

@@ -22,6 +22,8 @@ class Shown(NamedTuple):
     title: str
     model: ScoreModel
     x: Tensor
+    known: Tensor | None = None
+    """True where they are known, of the shape of an item; None for everywhere."""
 
 
 def write_draws(
@@ -94,7 +96,7 @@ def _columns(
     if _images(model, draws[:, 0]) is None:
         return None
     count = draws.shape[1]
-    columns: list[Any] = [Column(s.title, _images(s.model, s.x)) for s in before]  # type: ignore[arg-type]
+    columns: list[Any] = [_column(s) for s in before]
     columns.append(None)
     for k in range(min(count, SHOWN)):
         title = "result" if count == 1 else f"result {k + 1}"
@@ -105,5 +107,17 @@ def _columns(
         heat = uncertainty(apart.unflatten(0, draws.shape[:2]))  # type: ignore[union-attr]
         mean = Column("mean", _images(model, draws.mean(1)))  # type: ignore[arg-type]
         columns += [mean, Column("std", heat.images, heat.most)]
-    columns += [Column(s.title, _images(s.model, s.x)) for s in after]  # type: ignore[arg-type]
+    columns += [_column(s) for s in after]
     return columns
+
+
+def _column(shown: Shown) -> Any:
+    """A column of items, open where they are not known."""
+    from ..pictures import as_images
+    from ..sheet import Column, veiled
+
+    images: Any = _images(shown.model, shown.x)
+    if shown.known is not None:
+        known: Any = as_images(shown.known.expand(shown.x.shape))
+        images = veiled(images, known)
+    return Column(shown.title, images)

@@ -188,7 +188,10 @@ def _edit(
     start = noised(model, x, t, seed=about["seed"])
     start = start / math.hypot(float(model.sde.alpha(t)), float(model.sde.sigma(t)))
     found = drawn.x[None]
-    write_draws(out, model, found, [Shown("input", model, x), Shown("noised input", model, start)])
+    before = [Shown("input", model, x), Shown("noised input", model, start)]
+    if "keep" in how:
+        before.insert(1, Shown("kept", model, x, how["keep"]))
+    write_draws(out, model, found, before)
     moved, apart = drawn.x - x, spread(model, found)
     moved = moved if model.scaler is None else model.scaler.difference(moved)
     figures = {

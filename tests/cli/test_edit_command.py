@@ -167,6 +167,13 @@ def test_a_region_is_left_as_it_is(run, tmp_path):
     assert np.array_equal(a[:, :, :4], item[None, :, :4].repeat(2, 0))
     assert (a[:, :, 4:] != item[:, 4:]).mean() > 0.2
     assert figures(tmp_path / "a.json")["keep"] == "half:side=top"
+    run(*common, "--keep", "half:side=top")
+    page = np.asarray(Image.open(tmp_path / "edited.png").convert("RGB"))
+    tile = enlarged(item)
+    upper = page[:, columns(page, [tile])[0] + 102 :][:, :96]  # the second column
+    rows = [y for y in range(len(page) - 96) if np.array_equal(upper[y : y + 48], tile[:48])]
+    assert len(rows) == 1
+    assert upper[rows[0] + 48 : rows[0] + 96].min() > 200  # a checkerboard below
     white = np.zeros((8, 8), np.uint8)
     white[:, 6:] = 255
     Image.fromarray(white).save(tmp_path / "mask.png")
