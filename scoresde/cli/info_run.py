@@ -73,7 +73,8 @@ def say(facts: Mapping[str, Any], sde: GaussianSDE | None = None) -> None:
     shades = chart.BLOCKS if chart.blocks() else chart.PLAIN
     for key, value in lines(facts):
         options.speak(f"{key:<22} {value}")
-    for row in curve(facts["curves"], chart.width(), shades):
+    unit = "an item" if facts["kind"] == "classifier" else "a dimension"
+    for row in curve(facts["curves"], chart.width(), shades, unit):
         options.speak(row)
     for row in by_noise(facts, sde, shades):
         options.speak(row)
@@ -98,6 +99,8 @@ def lines(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             "loss",
             f"{facts['loss']:.4g} training" + (f", {held:.4g} held out" if held else ""),
         )
+    if facts["heldout_accuracy"] is not None:
+        yield "accuracy", f"{facts['heldout_accuracy']:.1%} of clean items held out"
     yield from _speed(facts)
     yield "cost so far", cost(facts["cost"])
     found = facts["checkpoints"]
@@ -165,7 +168,9 @@ def cost(price: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def curve(curves: Mapping[str, Any], columns: int, shades: str) -> list[str]:
+def curve(
+    curves: Mapping[str, Any], columns: int, shades: str, unit: str = "a dimension"
+) -> list[str]:
     """A chart of training and held-out loss, with its title."""
     from ..training.loss_picture import LONG
 
@@ -177,7 +182,7 @@ def curve(curves: Mapping[str, Any], columns: int, shades: str) -> list[str]:
     held = ", o held out (averaged weights)" if pairs["heldout"][0] else ""
     return [
         "",
-        f"training loss a dimension{held}",
+        f"training loss {unit}{held}",
         *chart.chart(pairs, columns, ROWS, shades, long),
     ]
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ..model import evaluating
 from ..noise import KeyedNoise, step_seed
-from ..sde.base import match
+from ..precision import widest
 from .heldout import BINS
 
 CELLS = 15
@@ -99,12 +99,9 @@ def examine(
                 source = KeyedNoise(step_seed(seed, k, stream=11), int(part[0]))
                 u = source.uniform((len(part), 1), "cpu", torch.float64)[:, 0]
                 t = sde.time(edges[k] + u * (edges[k + 1] - edges[k])).clamp(sde.t_min, sde.t_max)
+                t = t.to(x0.device, widest(x0.device))
                 eps = source.normal(tuple(x0.shape), x0.device, x0.dtype)
-                axes = (-1, *(1,) * (x0.ndim - 1))
-                alpha, sigma = (
-                    match(f(t), x0).reshape(axes).to(x0.device) for f in (sde.alpha, sde.sigma)
-                )
-                found[k + 1].append(classifier(alpha * x0 + sigma * eps, t).cpu())
+                found[k + 1].append(classifier(sde.perturb(x0, t, eps), t).cpu())
             if progress is not None:
                 progress(len(part) * (bins + 1))
     y = y.cpu()

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint import CLASSIFIER
 from ..config import read_yaml
 from ..saved_steps import step_folders, step_of
 from ..sde.base import GaussianSDE, as_time
@@ -128,12 +129,14 @@ def summary(run: Path) -> dict[str, Any]:
     last: Row = rows[-1] if rows else {}
     recent = rows[-RECENT:]
     price = _cost(rows, events, saved(run), None)
-    training = read_yaml(run / "config.yaml").get("training")
+    description = read_yaml(run / "config.yaml")
+    training = description.get("training")
     share = last.get("progress")
     written = last_written(run)
     silent = None if written is None else max(0.0, now - written)
     state = state_of(events, (run / "report.json").is_file(), share, silent, patience(rows))
     return {
+        "kind": CLASSIFIER if CLASSIFIER in description else "score",
         "state": state,
         "seconds_since_written": silent,
         "step": price.steps,
@@ -141,6 +144,7 @@ def summary(run: Path) -> dict[str, Any]:
         "seconds_left": _left(last, share) if state == "running" else None,
         "loss": mean(recent, "loss"),
         "heldout_loss": heldout[-1].get("loss") if heldout else None,
+        "heldout_accuracy": heldout[-1].get("accuracy") if heldout else None,
         "gradient_norm": mean(recent, "gradient_norm"),
         "lr": last.get("lr"),
         "items_per_second": mean(recent, "items_per_second"),

@@ -68,6 +68,18 @@ def test_a_run_leaves_a_classifier_and_its_figures(run):
         sd.load(folder)
 
 
+def test_info_tells_of_a_classifier(run):
+    from scoresde.cli.info import command as info
+
+    folder, _ = run
+    said = CliRunner().invoke(info, [str(folder)])
+    assert said.exit_code == 0, said.exception
+    right = json.loads((folder / "report.json").read_text())["heldout"]["clean"]["accuracy"]
+    assert f"accuracy               {right:.1%} of clean items held out" in said.output
+    assert "training loss an item, o held out" in said.output
+    assert "training loss a dimension" not in said.output
+
+
 def test_a_run_goes_on_as_if_it_had_not_stopped(run, tmp_path, monkeypatch):
     whole, _ = run
     learn = ClassifierTrainer.learn
