@@ -236,6 +236,8 @@ def test_a_classifier_fits_scores_of_its_process_and_range():
         (score(sd.VE()), r"of the process VP\(.*the score of VE\("),
         (score(sd.VP(beta_max=18.0)), r"the score of VP\(.*beta_max=18.0"),
         (score(sd.Cosine()), "the score of Cosine"),
+        (score(sd.SubVP()), "the score of SubVP"),  # of the same alpha
+        (score(sd.VE(sigma_max=40.0)), "the score of VE"),
         (score(sd.VP(), scaler=Scaler((1.0, 2.0), (0.5, 3.3))), "is of data scaled by Scaler"),
         (score(sd.VP(), scaler=Scaler((1.0, 2.1), (0.5, 3.0))), "is of data scaled by Scaler"),
         (score(sd.VP(), shape=(3,), scaler=Scaler()), r"of items of shape \(2,\), the score"),

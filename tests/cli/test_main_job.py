@@ -41,8 +41,9 @@ def test_help_is_immediate_and_imports_no_torch(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert COMMANDS == (
-        "train", "sample", "likelihood", "dequantize", "encode", "decode", "interpolate", "bench",
-        "tune", "ema", "convert", "info", "check",
+        "train", "train-classifier", "sample", "likelihood", "dequantize", "encode", "decode",
+        "interpolate", "edit", "inpaint", "superres", "colorize", "solve", "bench", "tune", "ema",
+        "convert", "info", "check",
     )  # fmt: skip
     for command in COMMANDS:
         assert f"  {command} " in done.stdout
