@@ -85,7 +85,6 @@ def test_asked_once_for_each_condition_of_a_score():
     assert set(model.net.modes) == {False}
     assert model.training
     check_used(plain(b=1.0), {"y": Y}, x[:1])
-    check_used(plain(c=1.0), {"image": image[:1]}, x)  # of one row, which stands for all
     fresh = plain(b=1.0)
     check_used(fresh, {"y": Y[:1]}, x[:1])
     assert fresh.net.rows == [1, 1]
@@ -198,6 +197,9 @@ def test_images_of_an_untrained_network(name):
     cls = {"mlp": sd.nets.MLP, "unet": sd.nets.UNet, "ncsnpp": sd.nets.NCSNpp}[name]
     model = sd.ScoreModel(cls(shape, image_channels=2, **settings), sd.VP(), sd.V(), shape=shape)
     check_used(model, {"image": torch.ones(2, 2, *shape[1:])}, torch.zeros(2, *shape))
+    one = torch.ones(1, 2, *shape[1:])  # of one row, which stands for all
+    conditions._SEEN.clear()
+    check_used(model, {"image": one}, torch.zeros(2, *shape))
     without = sd.ScoreModel(cls(shape, **settings), sd.VP(), sd.V(), shape=shape)
     with pytest.raises(ValueError, match="image"):
         check_used(without, {"image": torch.ones(2, 2, *shape[1:])}, torch.zeros(2, *shape))
