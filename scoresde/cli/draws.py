@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..model import ScoreModel
+    from ..sheet import Column
 
 SHOWN = 8
 """Draws of an item that a picture shows; mean and uncertainty are of all."""
@@ -30,8 +32,8 @@ def write_draws(
     file: Path,
     model: ScoreModel,
     draws: Tensor,
-    before: list[Shown],
-    after: list[Shown] | None = None,
+    before: Sequence[Shown | Column],
+    after: Sequence[Shown | Column] = (),
 ) -> None:
     """A picture of what was given and what was drawn, or the draws in data units as an array.
 
@@ -39,7 +41,7 @@ def write_draws(
         file: .png, or .npy for the draws, ``(N, draws, *shape)``, of one item ``(draws, *shape)``.
         model: of the draws.
         draws: in model range, ``(N, draws, *shape)``.
-        before: what a picture shows first, items ``(N, *shape)``.
+        before: what a picture shows first: items, or columns of pictures as they are.
         after: what it shows behind the draws.
     """
     import numpy as np
@@ -47,7 +49,7 @@ def write_draws(
     from ..pictures import save_draws
     from ..sheet import sheet
 
-    columns = None if file.suffix == ".npy" else _columns(model, draws, before, after or [])
+    columns = None if file.suffix == ".npy" else _columns(model, draws, before, after)
     with options.whole(file) as draft:
         if file.suffix == ".npy":
             items = in_data(model, draws.flatten(0, 1)).unflatten(0, draws.shape[:2])
@@ -56,8 +58,10 @@ def write_draws(
             sheet(columns).save(draft)
         else:
             shown = in_data(model, draws.flatten(0, 1)).unflatten(0, draws.shape[:2])
-            beside = [*before, *(after or [])]
-            save_draws(draft, shown, [(s.title, in_data(s.model, s.x)) for s in beside])
+            beside = [s for s in (*before, *after) if isinstance(s, Shown)]
+            beside.sort(key=lambda s: s.known is None)  # what is partly known comes first
+            known = next((s.known for s in beside if s.known is not None), None)
+            save_draws(draft, shown, [(s.title, in_data(s.model, s.x)) for s in beside], known)
 
 
 def in_data(model: ScoreModel, x: Tensor) -> Tensor:
@@ -87,7 +91,10 @@ def _images(model: ScoreModel, x: Tensor) -> Tensor | None:
 
 
 def _columns(
-    model: ScoreModel, draws: Tensor, before: list[Shown], after: list[Shown]
+    model: ScoreModel,
+    draws: Tensor,
+    before: Sequence[Shown | Column],
+    after: Sequence[Shown | Column],
 ) -> list[Any] | None:
     """The columns of a sheet; None for items that are no pictures."""
     from ..pictures import as_images
@@ -111,11 +118,13 @@ def _columns(
     return columns
 
 
-def _column(shown: Shown) -> Any:
-    """A column of items, open where they are not known."""
+def _column(shown: Shown | Column) -> Any:
+    """A column of items, open where they are not known; one of pictures as it is."""
     from ..pictures import as_images
     from ..sheet import Column, veiled
 
+    if not isinstance(shown, Shown):
+        return shown
     images: Any = _images(shown.model, shown.x)
     if shown.known is not None:
         known: Any = as_images(shown.known.expand(shown.x.shape))

@@ -102,7 +102,8 @@ _OPTIONS = [
                  "measured.  [default: no]"),
     click.option("--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
                  help=".png: input, measurement, results, mean and uncertainty side by side; "
-                 ".npy: the results in data units, (items, draws, ...).  [default: COMMAND.png]"),
+                 ".npy: the results in data units, (items, draws, ...) or, of one item, "
+                 "(draws, ...).  [default: COMMAND.png]"),
     options.weights, options.seed, options.device, options.report,
 ]  # fmt: skip
 
@@ -118,6 +119,7 @@ def restore(
     from ..checkpoint import load
     from ..inverse import solve
     from ..inverse.solving import default_method
+    from .draws import write_draws
 
     out = chosen.out or Path(f"{command}.png")
     if out.suffix not in (".png", ".npy"):
@@ -141,7 +143,7 @@ def restore(
     found = drawn.x.reshape(len(posed.y), chosen.draws, *posed.operator.shape)
     with torch.no_grad():
         told = figures(posed, found)
-    write(model, posed, found, out)
+    write_draws(out, model, found, beside(model, posed))
     about = about_run(chosen, posed, drawn, section, led.figures, seconds)
     report = {**about, **told, "versions": options.versions(device)}
     options.write_json(chosen.json_file, report)
@@ -281,74 +283,20 @@ def lines(chosen: Settings, posed: Problem, drawn: Samples, report: dict[str, An
     return told
 
 
-SHOWN = 6
-"""Results of an item that the picture shows."""
-
-
-def write(model: ScoreModel, posed: Problem, found: Tensor, file: Path) -> None:
-    """The picture side by side, or the results in data units."""
-    import numpy as np
-
-    if file.suffix == ".npy":
-        flat = found.flatten(0, 1)
-        values = flat if model.scaler is None else model.scaler.decode(flat)
-        with options.whole(file) as draft:
-            np.save(draft, values.reshape(*found.shape[:2], *values.shape[1:]).cpu().numpy())
-        return
-    columns = picture(model, posed, found)
-    if columns is None:
-        raise ValueError(
-            f"cannot draw items of shape {tuple(found.shape[2:])}: write them to a .npy file"
-        )
-    from ..sheet import sheet
-
-    with options.whole(file) as draft:
-        sheet(columns).save(draft)
-
-
-def picture(model: ScoreModel, posed: Problem, found: Tensor) -> list[Any] | None:
-    """The columns: input, measurement, results, mean, uncertainty; None for what is no picture."""
-    from ..pictures import as_images
-    from ..sheet import Column, uncertainty
-
-    def images(x: Tensor) -> Tensor:
-        shown = (x.clamp(-1, 1) + 1) * 127.5
-        if model.scaler is not None and tuple(x.shape[1:]) == tuple(posed.operator.shape):
-            shown = model.scaler.image(x)
-        drawn: Tensor = as_images(shown.round().to("cpu").byte())  # type: ignore[assignment]
-        return drawn
-
-    if len(posed.operator.shape) not in (3, 4):
-        return None
-    columns: list[Any] = []
-    if posed.x is not None:
-        columns.append(Column("input", images(posed.x)))
-    columns += [Column(posed.measured, shown_measurement(posed, images)), None]
-    draws = found.shape[1]
-    for k in range(min(draws, SHOWN)):
-        columns.append(Column("result" if draws == 1 else f"result {k + 1}", images(found[:, k])))
-    if draws > 1:
-        mean = images(found.mean(1))
-        flat = found.flatten(0, 1)
-        unit = found if model.scaler is None else model.scaler.decode(flat).reshape(found.shape)
-        unit = unit.float().cpu()
-        if unit.ndim == 6:
-            unit = unit[:, :, :, unit.shape[3] // 2]
-        heat = uncertainty(unit)
-        columns += [None, Column("mean", mean), Column("std", heat.images, heat.most)]
-    return columns
-
-
-def shown_measurement(posed: Problem, images: Callable[[Tensor], Tensor]) -> Tensor:
-    """The measurement as pictures: itself where it is one, else its pseudo-inverse."""
+def beside(model: ScoreModel, posed: Problem) -> list[Any]:
+    """What a picture shows before the results: the items where known, and their measurements."""
     from ..inverse import Fourier, Mask
-    from ..sheet import veiled
+    from ..pictures import as_images
+    from ..sheet import Column
+    from .draws import Shown
 
     operator, y = posed.operator, posed.y
+    found: list[Any] = [] if posed.x is None else [Shown("input", model, posed.x)]
     if isinstance(operator, Mask):
-        known = operator.mask
-        return veiled(images(y), known[:, known.shape[1] // 2] if known.ndim == 4 else known)
-    alike = len(operator.out) == len(operator.shape) and operator.out[0] in (1, 3)
-    if alike and not isinstance(operator, Fourier):
-        return images(y)
-    return images(operator.pinv(y))
+        return [*found, Shown(posed.measured, model, y, operator.mask)]
+    images = None
+    if len(operator.out) == len(operator.shape) > 1 and not isinstance(operator, Fourier):
+        images = as_images(((y.clamp(-1, 1) + 1) * 127.5).round().to("cpu").byte())
+    if images is not None and images.shape[1] in (1, 3):
+        return [*found, Column(posed.measured, images)]
+    return [*found, Shown("pseudo-inverse", model, operator.pinv(y))]

@@ -64,7 +64,7 @@ def test_arrays_hold_every_result_in_data_units(tmp_path):
         original = read_item(data, "zoo:digits", str(i)).x[0, 0].numpy()
         for k in range(3):
             assert np.array_equal(found[i, k, 0][known], original[known])
-    assert not np.array_equal(found[0, 0], found[0, 1])
+    assert not np.array_equal(found[0, 0], found[0, 1])  # two draws of one item
 
 
 def test_a_second_run_gives_the_same_results_and_another_seed_others(tmp_path):
@@ -125,10 +125,10 @@ def test_colorize_keeps_the_luma(colours, tmp_path):
     run("colorize", tmp_path / "old.png", "--model", colours, "--steps", 4, "-n", 2,
         "--method", "ddrm", "--out", out)  # fmt: skip
     luma = np.array([0.299, 0.587, 0.114])
-    found = (np.load(out) * luma[:, None, None]).sum(2)
+    found = (np.load(out) * luma[:, None, None]).sum(1)
     wanted = (picture.transpose(2, 0, 1) * luma[:, None, None]).sum(0)
     clipped = (np.load(out) == 0) | (np.load(out) == 255)
-    inside = ~clipped.any(2)
+    inside = ~clipped.any(1)
     assert inside.mean() > 0.5
     assert np.abs(found - wanted)[inside].max() <= 0.51  # whole levels
     run("colorize", tmp_path / "old.png", "--model", colours, "--steps", 2, "--method", "ddrm",
@@ -170,6 +170,18 @@ def test_a_model_that_was_trained_for_it_is_asked_directly(tmp_path):
     said = run("superres", tmp_path / "item.npy", "--model", tmp_path / "model", "--factor", 2,
                "--out", tmp_path / "x.png", code=1)  # fmt: skip
     assert "trained to fill in what a mask hides" in said
+
+
+def test_items_that_are_no_pictures_are_drawn_as_curves(tmp_path):
+    torch.manual_seed(0)
+    net = sd.nets.UNet((1, 16), width=8, multipliers=(1,), blocks=1, attention=())
+    sd.ScoreModel(net, sd.VP(), sd.X0(), shape=(1, 16)).save(tmp_path / "model")
+    np.save(tmp_path / "signal.npy", np.sin(np.arange(16, dtype=np.float32))[None])
+    for command in (("inpaint",), ("solve", "--operator", "blur:std=1")):
+        run(*command, tmp_path / "signal.npy", "--model", tmp_path / "model", "--steps", 3,
+            "--method", "ddrm", "--out", tmp_path / f"{command[0]}.png")  # fmt: skip
+        with Image.open(tmp_path / f"{command[0]}.png") as image:
+            assert image.width > image.height > 100
 
 
 @pytest.mark.parametrize(
