@@ -66,18 +66,26 @@ def solved(
 
 
 def scaled(
-    operator: Any, spread: Callable[[Tensor], Tensor], w: Tensor, r: Tensor, a: float
+    operator: Any,
+    spread: Callable[[Tensor], Tensor],
+    w: Tensor,
+    r: Tensor,
+    a: float,
+    most: float | None = None,
 ) -> Tensor:
     """``C A^T w`` times the ``c`` that is best along ``w``: one product.
 
         c = <w, r> / <w, (a I + A C A^T) w>
 
-    which is 1 where ``w`` solves the system. It is 0 where ``C`` shows no positive curvature.
+    which is 1 where ``w`` solves the system, and 0 where ``C`` shows no positive curvature. With
+    ``most``, ``w`` is as long as it should be, unless it is longer than ``most`` times the best.
     """
     back = spread(operator.adjoint(w))
     own = dot(w, operator(back))
     alive = own > 0
     c = torch.where(alive, dot(w, r), 0) / torch.where(alive, own + a * dot(w, w), 1)
+    if most is not None:
+        c = (most * c).clamp_max(1)
     return beside(c, back) * back
 
 

@@ -6,8 +6,10 @@ r"""Pseudo-inverse guidance: data seen from a noisy state spread alike in all di
 With ``strength = 1`` and ``s = sigma_data``, ``r_t^2`` is the variance of ``p(x_0 | x_t)`` for
 data ``N(0, s^2 I)``, and for those the score is exact. Data in clusters spread less than that,
 once the state says which cluster: on mixtures ``s`` of 0.6 standard deviations and ``strength =
-2`` come closest to exact posteriors, and are the defaults. Beyond 2, a long step without noise
-may overshoot. With ``noise_std = 0``, ``w = (A A^T)^+ r / r_t^2``, the pseudo-inverse of the name.
+2`` come closest to exact posteriors, and are the defaults. Where data spread more, as correlated
+ones do in some directions, the pull would be too strong for long steps: at no cost, ``w`` is held
+to twice what is best along it by the score's own covariance. With ``noise_std = 0``,
+``w = (A A^T)^+ r / r_t^2``, the pseudo-inverse of the name.
 
 Source: Pseudoinverse-Guided Diffusion Models for Inverse Problems (Song et al., 2023),
 https://openreview.net/forum?id=9_gsMA8MRKQ.
@@ -20,10 +22,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from .conjugate import scaled
 from .measured import Denoised, Scaled, beside
 
 WITHIN = 0.6
 """Spread of data within a cluster, as a share of that of all data."""
+MOST = 2.0
+"""How many times its best length a pull may have: beyond, long steps go further each time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +55,6 @@ class PGDM(Scaled):
         return super().scale * (WITHIN if self.sigma_data is None else 1)
 
     def pull(self, at: Denoised, r: Tensor) -> Tensor:
-        """``V^T A^T (noise_std^2 I + r_t^2 A A^T)^{-1} r``."""
+        """``V^T A^T (noise_std^2 I + r_t^2 A A^T)^{-1} r``, held."""
         w = self.operator.solve(r, self.noise_std**2, beside(at.variance / self.strength, r))
-        return at.spread(self.operator.adjoint(w))
+        return scaled(self.operator, at.spread, w, r, self.noise_std**2, most=MOST)

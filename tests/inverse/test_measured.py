@@ -74,9 +74,9 @@ def test_gradient_of_a_log_likelihood(method, mixture):
     else:
         covariance = noise + m @ spread @ m.T
     w = torch.linalg.solve(covariance, r[:, :, None])
-    if method is TMPD:  # as far as the whole covariance says along w
-        whole = noise + m @ spread @ m.T
-        w = w * (w.mT @ r[:, :, None]) / (w.mT @ whole @ w)
+    if method in (TMPD, PGDM):  # as far as the whole covariance says along w, or up to twice that
+        best = (w.mT @ r[:, :, None]) / (w.mT @ (noise + m @ spread @ m.T) @ w)
+        w = w * (best if method is TMPD else (2 * best).clamp_max(1))
     if method is MMPS:  # one iteration from the preconditioner
         p = torch.linalg.solve(noise + r2 * m @ m.T, r[:, :, None])
         w = p * (p.mT @ r[:, :, None]) / (p.mT @ covariance @ p)

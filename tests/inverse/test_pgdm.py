@@ -50,6 +50,17 @@ def test_strength_and_the_spread_it_takes(mixture):
     assert PGDM(score, a, y, 0.1, sigma_data=0.9).scale == 0.9
 
 
+def test_held_where_data_spread_further():
+    """Correlated data: along ``w`` the state never lands further beyond than it started."""
+    factor = torch.tensor([[3.0, 2.9], [2.9, 3.0]], dtype=f64)
+    data = sd.CorrelatedMixture([1.0], torch.zeros(1, 2).double(), (factor @ factor.T)[None])
+    a, y = Linear([[0.5, 0.5]]), torch.tensor([[1.0]], dtype=f64)
+    score, x = data.score(sd.VP()), draws(5, 2, seed=3)
+    for t in (0.1, 0.5, 0.9):
+        before, after = (y - a(s.denoise(x, t)) for s in (score, PGDM(score, a, y, 0.0)))
+        torch.testing.assert_close(after, -before, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("strength", [0.0, -1.0, float("inf")])
 def test_refuses_strength(mixture, strength):
     with pytest.raises(ValueError, match="strength"):
