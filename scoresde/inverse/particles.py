@@ -64,7 +64,7 @@ def chosen(log_weights: Tensor, places: Tensor) -> Tensor:
     total = log_weights.double().exp().cumsum(1)
     total = total / total[:, -1:]
     # The last is exactly 1, so that no place falls behind it or on a particle without weight.
-    return torch.searchsorted(total, places.to(total), right=True)
+    return torch.searchsorted(total, places.to(total).contiguous(), right=True)
 
 
 def ess(log_weights: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from scoresde.inverse.custom import Custom
 from scoresde.inverse.linear import Linear
 from scoresde.inverse.linear_twists import Isotropic
 from scoresde.inverse.mask import Mask
-from scoresde.inverse.particles import SCHEMES, chosen, ess
+from scoresde.inverse.particles import SCHEMES, Runs, chosen, ess
 from scoresde.inverse.smc import smc
 from scoresde.model import Score
 
@@ -203,6 +203,22 @@ def test_resampling_keeps_the_mean(name):
             counts.var(0), 6 * weights[0] * (1 - weights[0]), rtol=0, atol=0.06
         )
     torch.testing.assert_close(ess(weights.log()), torch.tensor([1 / 0.355], dtype=f64))
+
+
+def test_weights_are_equal_after_resampling():
+    runs = Runs(2, 4, torch.zeros(1, dtype=f64))
+    runs.weigh(torch.tensor([0.0, 1.0, 2.0, 9.0, 0.0, 0.1, 0.0, 0.1], dtype=f64))
+    kept = runs.select(torch.tensor([[0.1, 0.3, 0.6, 0.9]], dtype=f64).expand(2, 4), 0.5)
+    assert kept.tolist() == [3, 3, 3, 3, 4, 5, 6, 7]
+    torch.testing.assert_close(runs.log_weights[0].exp(), torch.full((4,), 0.25, dtype=f64))
+    assert float(runs.log_weights[1].std()) > 0
+    assert runs.resampled.tolist() == [1, 0]
+
+
+def test_a_particle_without_weight_is_not_chosen_at_the_edge_of_another():
+    weights = torch.tensor([[0.0, 0.5, 0.0, 0.5]], dtype=f64)
+    places = torch.tensor([[0.0, 0.25, 0.5, 0.75]], dtype=f64)
+    assert chosen(weights.log(), places).tolist() == [[1, 1, 3, 3]]
 
 
 @pytest.mark.parametrize("name", sorted(SCHEMES))
