@@ -311,7 +311,12 @@ def test_what_a_run_tells(tmp_path):
     job = trainer.job
     x0, y, _ = trainer.heldout.items(1000)
     assert torch.equal(y, job.heldout.y)
-    log_p = trainer.learner.averaged(x0, 0.0)
+    with torch.no_grad():
+        log_p = trainer.learner.averaged(x0, 0.0)
+        raw = trainer.learner.model(x0, 0.0)
+    nats, other = (-float(p.gather(1, y[:, None]).mean()) for p in (log_p, raw))
+    assert held["clean"]["nats"] == pytest.approx(nats, rel=1e-6)
+    assert abs(other - nats) > 1e-4
     assert held["clean"]["accuracy"] == pytest.approx(
         float((log_p.argmax(1) == y).double().mean())
     )
