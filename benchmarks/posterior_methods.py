@@ -58,12 +58,12 @@ class Precisions(sd.Score):
 
 
 OPTIONS: dict[str, list[dict[str, Any]]] = {
-    "dps": [{}, {"zeta": 0.3}, {"zeta": 1.0}],
-    "pgdm": [{}, {"strength": 1.0}],
+    "dps": [{}, *({"zeta": z} for z in (0.03, 0.1, 0.3, 1.0))],
+    "pgdm": [{}, {"strength": 1.0}, {"strength": 4.0}],
     "tmpd": [{}],
     "mmps": [{}, {"iterations": 1}, {"iterations": 2}, {"iterations": 3}, {"iterations": 5}],
     "diffpir": [{}, {"strength": 0.3}, {"strength": 3.0}, {"strength": 10.0}],
-    "smc": [{}, {"twist": "mmps"}, {"order": 2}],
+    "smc": [{}, {"twist": "mmps"}, {"order": 2}, {"grid": "logistic"}],
     "replacement": [{}],
     "repaint": [{}, {"jump_length": 1, "jump_n_sample": 3}, {"jump_n_sample": 10}],
     "ddrm": [{}, {"eta": 0.5}, {"eta": 1.0}],
