@@ -81,7 +81,10 @@ def variants(problem: Problem) -> dict[str, list[Variant]]:
         "pgdm": [{}],
         "tmpd": [{}],
         "mmps": [{"iterations": i} for i in (1, 2, 3)],
-        "diffpir": [{"lmbda": v} for v in (10.0, 0.3, 1.0, 3.0, 30.0)],
+        "diffpir": [
+            *({"lmbda": v} for v in (10.0, 0.1, 1.0, 3.0)),
+            *({"lmbda": v, "iterations": 5} for v in (0.3, 1.0)),
+        ],
         "jfps": [{"iterations": i} for i in (1, 3)],
         "smc": [{"ahead": True}, {"ahead": False}],
     }

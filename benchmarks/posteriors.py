@@ -7,7 +7,7 @@ same measurements, and as many steps as a number of passes pays for; a pass is a
 score or a product with its Jacobian. *W2* is the Wasserstein-2 distance from the exact posterior,
 averaged over measurements: by optimal assignment on the ring, sliced elsewhere; the floor is that
 of as many exact samples. *Mean* is the error of the posterior mean in posterior standard
-deviations, *std* the mean relative error of the standard deviation. The plot is cut above our worst.
+deviations, *std* the mean relative error of the standard deviation. The plot ends above our worst.
 
 All run as they come, and again with the best of a sweep over their main options (azula's over two
 grids as well), chosen by W2 for each problem and number of passes on other noise and fewer samples
