@@ -74,7 +74,7 @@ class Masked:
         if mask is None:
             raise ConfigError(
                 "this model was trained to fill in what a mask hides; for another operator take "
-                "a method that needs no training, such as mmps"
+                "a method that needs no training, such as pgdm"
             )
         mask = torch.as_tensor(mask).to(y.device, y.dtype).expand(y.shape[1:])
         shared = mask[:1] if y.ndim > 2 else mask
@@ -136,7 +136,7 @@ class Degraded:
         if type(wanted) is not type(operator) or wanted.out != operator.out:
             raise ConfigError(
                 f"this model was trained to undo {wanted!r}, not {operator!r}; for another "
-                "operator take a method that needs no training, such as mmps"
+                "operator take a method that needs no training, such as pgdm"
             )
         known = operator.pinv(y)
         return torch.cat([known, torch.ones_like(known[:, :1])], 1)

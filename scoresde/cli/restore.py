@@ -84,7 +84,7 @@ _OPTIONS = [
     click.option("--method", metavar="NAME",
                  help="trained, mmps, pgdm, dps, tmpd, diffpir, ddrm, replacement, repaint or "
                  "smc; fields as in mmps:iterations=3.  [default: trained for a model that was "
-                 "trained on such measurements, else mmps]"),
+                 "trained on measurements, else pgdm]"),
     click.option("--noise", type=click.FloatRange(min=0), default=0.0, show_default=True,
                  metavar="STD", help="Standard deviation of the measurement's noise in model "
                  "range, where pictures go from -1 to 1."),

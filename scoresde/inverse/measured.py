@@ -23,11 +23,16 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..model import Cost, cost
 from ..sde.base import as_time, match
 from ..wrapped import Wrapped
+
+FAR = 3.0
+"""Standard deviations of the data that :meth:`Denoised.held` reckons with."""
+SURE = 6.0
+"""Deviations of a Gaussian that it lets through in any case."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +91,8 @@ class Measured(Wrapped):
         """``x0_hat + V^T A^T w``, an estimate of ``E[x_0 | x_t, y]``, of the shape of ``x``."""
         at = Denoised(self.score, x, as_time(t, x), cond, self.scale, self.products > 0)
         y = self._measurement(x, measurement)
-        return at.x0 + self.pull(at, self.operator.seen(y - self.operator(at.x0)))
+        move = self.pull(at, self.operator.seen(y - self.operator(at.x0)))
+        return at.x0 + (at.held(move) if self.products and self._learned else move)
 
     def __call__(
         self, x: Tensor, t: float | Tensor, measurement: Tensor | None = None, **cond: Any
@@ -108,6 +114,14 @@ class Measured(Wrapped):
         forwards, products = cost(self.score, t)
         # The way back through a product passes its two halves.
         return Cost(forwards, products + self.products * (forwards + 2 * products))
+
+    @property
+    def _learned(self) -> bool:
+        """Whether the covariance is that of a network, and not exact."""
+        score = self.score
+        while not isinstance(score, nn.Module) and hasattr(score, "score"):
+            score = score.score
+        return isinstance(score, nn.Module)
 
     @property
     def scale(self) -> float:
@@ -196,6 +210,19 @@ class Denoised:
         )
         factor = self._sde.sigma(self._t) ** 2 / self._sde.alpha(self._t)
         return match(factor, product) * product
+
+    def held(self, move: Tensor) -> Tensor:
+        """``move`` of each sample of a network, held to how wide ``p(x_0 | x_t)`` could be.
+
+        Its covariance need not be one: where it is nearly zero along the residual, a step of
+        conjugate gradients would go a thousand times too far. The bound is the radius of a
+        Gaussian of data three times as wide as they are, six deviations at least.
+        """
+        s, q = FAR * self._scale, self.noise_level
+        radius = s * q / torch.hypot(torch.full_like(q, s), q)
+        most = beside(radius * max(SURE, math.sqrt(move[0].numel())), move)
+        length = beside(move.flatten(1).norm(dim=1), move)
+        return move * (most / length.clamp_min(torch.finfo(move.dtype).tiny)).clamp_max(1)
 
     @property
     def noise_level(self) -> Tensor:

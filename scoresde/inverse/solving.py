@@ -56,7 +56,7 @@ def solve(
             condition may be called ``y`` too.
         noise_std: standard deviation of their noise in model range, >= 0.
         method: name of a method, or its section ``{name: mmps, iterations: 3}``; by default
-            ``trained`` for a model that was given such measurements in training, else ``mmps``.
+            ``trained`` for a model that was given measurements in training, else ``pgdm``.
         draws: samples for each measurement, >= 1.
         solver: what steps the guided score, or the solver inside of ``replacement`` and
             ``repaint``; by default the method's own choice.
@@ -79,7 +79,8 @@ def solve(
     section: dict[str, Any]
     if draws < 1:
         raise ValueError(f"draws must be >= 1, got {draws}")
-    section = {"name": method} if isinstance(method, str) else dict(method or default_method(score))
+    method = default_method(score) if method is None else method
+    section = {"name": method} if isinstance(method, str) else dict(method)
     name = section.pop("name", None)
     rows = operator.measurements(y).repeat_interleave(draws, 0)
     shape = (len(rows), *operator.shape)
@@ -117,8 +118,9 @@ def solve(
     given["y"] = rows[:1]
     led = construct(cls, section, "method", score=score, **given)
     chosen: Any = cls.default_solver if solver is None else solver
-    if solver is None and steps is None:
-        drawn["steps"] = cls.default_steps
+    if solver is None:
+        drawn["steps"] = cls.default_steps if steps is None else steps
+        drawn["grid"] = cls.default_grid if grid is None else grid
     return sample(led, shape, solver=chosen, **drawn, measurement=rows, **cond)
 
 
@@ -168,7 +170,7 @@ SMC_OPTIONS = (
 
 def default_method(score: Any) -> dict[str, Any]:
     """The section of the method that suits a score."""
-    return {"name": "mmps" if getattr(score, "given", None) is None else "trained"}
+    return {"name": "pgdm" if getattr(score, "given", None) is None else "trained"}
 
 
 def options(cls: Any) -> list[str]:

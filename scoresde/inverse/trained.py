@@ -41,13 +41,14 @@ class Trained(Wrapped):
     noise_std: float = 0.0
 
     default_solver: ClassVar[dict[str, Any]] = {"name": "dpmpp-2m"}
+    default_grid: ClassVar[str | None] = None
     default_steps: ClassVar[int] = 50
 
     def __post_init__(self) -> None:
         if self.given is None:
             raise ConfigError(
                 "this model was not trained to be given a measurement: take a method that needs "
-                "no training, such as mmps, or train one with a section given"
+                "no training, such as pgdm, or train one with a section given"
             )
         self._image(self.y)
 
