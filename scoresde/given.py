@@ -17,6 +17,7 @@ Image-to-Image Diffusion Models (Saharia et al., 2022), https://arxiv.org/abs/21
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor
 
 from .config import ConfigError, unknown
-from .noise import NoiseSource, normal, uniform
+from .noise import KeyedNoise, NoiseSource, normal, uniform
 from .random_masks import KINDS, random_masks
 
 
@@ -45,7 +46,8 @@ class Masked:
     empty: float = 0.1
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "kinds", tuple(self.kinds))
+        kinds = (self.kinds,) if isinstance(self.kinds, str) else tuple(self.kinds)
+        object.__setattr__(self, "kinds", kinds)
         for kind in self.kinds:
             if kind not in KINDS:
                 raise unknown("kind of mask", kind, KINDS)
@@ -70,17 +72,18 @@ class Masked:
         Raises:
             ConfigError: for any other operator, or a mask that differs between channels.
         """
-        mask = getattr(operator, "mask", None)
-        if mask is None:
+        from .inverse.mask import Mask
+
+        if not isinstance(operator, Mask):
             raise ConfigError(
                 "this model was trained to fill in what a mask hides; for another operator take "
                 "a method that needs no training, such as pgdm"
             )
-        mask = torch.as_tensor(mask).to(y.device, y.dtype).expand(y.shape[1:])
-        shared = mask[:1] if y.ndim > 2 else mask
-        if not bool((mask == shared).all()):
+        if y.ndim > 2 and not bool((operator.mask == operator.mask[:1]).all()):
             raise ConfigError("this model was trained on masks that all channels share")
-        return torch.cat([mask * y, shared.expand(len(y), *shared.shape)], 1)
+        known = operator.known(y)
+        shared = known[:1] if y.ndim > 2 else known
+        return torch.cat([operator.seen(y), shared.expand(len(y), *shared.shape)], 1)
 
 
 @dataclass(frozen=True)
@@ -101,8 +104,8 @@ class Degraded:
     def __post_init__(self) -> None:
         if not (isinstance(self.operator, (str, Mapping))):
             raise ConfigError(f"given.operator must be a name or a section, got {self.operator!r}")
-        if not self.noise_std >= 0:
-            raise ConfigError(f"given.noise_std must be >= 0, got {self.noise_std}")
+        if not 0 <= self.noise_std < math.inf:
+            raise ConfigError(f"given.noise_std must be finite and >= 0, got {self.noise_std}")
         _check_share(self.empty)
 
     def channels(self, shape: tuple[int, ...]) -> int:
@@ -110,11 +113,14 @@ class Degraded:
         return shape[0] + 1
 
     def of(self, shape: tuple[int, ...]) -> Any:
-        """The operator on items of a shape."""
+        """The operator on items of a shape, made once."""
         from .config import build
         from .inverse import operators
 
-        return build(self.operator, operators, "operator", shape=tuple(shape))
+        kept, shape = self.__dict__.setdefault("_made", {}), tuple(shape)
+        if shape not in kept:
+            kept[shape] = build(self.operator, operators, "operator", shape=shape)
+        return kept[shape]
 
     def draw(self, x0: Tensor, source: NoiseSource | None = None) -> Tensor:
         """The images of items ``(B, C, *spatial)`` for training, ``(B, C + 1, *spatial)``."""
@@ -133,11 +139,14 @@ class Degraded:
             ConfigError: for another operator.
         """
         wanted = self.of(operator.shape)
-        if type(wanted) is not type(operator) or wanted.out != operator.out:
-            raise ConfigError(
-                f"this model was trained to undo {wanted!r}, not {operator!r}; for another "
-                "operator take a method that needs no training, such as pgdm"
-            )
+        # Looked at once for an operator: this is asked at every step.
+        if operator is not wanted and self.__dict__.get("_same") is not operator:
+            if not _same(wanted, operator):
+                raise ConfigError(
+                    f"this model was trained to undo {wanted!r}, not {operator!r}; for another "
+                    "operator take a method that needs no training, such as pgdm"
+                )
+            self.__dict__["_same"] = operator
         known = operator.pinv(y)
         return torch.cat([known, torch.ones_like(known[:, :1])], 1)
 
@@ -145,6 +154,17 @@ class Degraded:
 def _check_share(empty: float) -> None:
     if not 0 <= empty <= 1:
         raise ConfigError(f"given.empty must be in [0, 1], got {empty}")
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two operators make the same of random items."""
+    if tuple(a.out) != tuple(b.out):
+        return False
+    (device, dtype), shape = b.home, (2, *a.shape)
+    x = KeyedNoise(0).normal(shape, device, dtype)
+    with torch.no_grad():
+        found, wanted = b(x), a(x)
+    return bool((found - wanted).abs().max() <= 1e-3 * wanted.abs().max())
 
 
 def _kept(x0: Tensor, empty: float, source: NoiseSource | None) -> Tensor:

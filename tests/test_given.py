@@ -8,9 +8,11 @@ import torch
 import scoresde as sd
 from scoresde import given
 from scoresde.checkpoint import widened
-from scoresde.config import ConfigError
+from scoresde.config import ConfigError, describe
+from scoresde.inverse.fourier import Fourier
+from scoresde.inverse.linear import Linear
 from scoresde.inverse.mask import Mask
-from scoresde.inverse.separable import AveragePool
+from scoresde.inverse.separable import AveragePool, Blur
 from scoresde.inverse.trained import Trained
 from scoresde.noise import KeyedNoise
 from scoresde.random_masks import KINDS, random_masks
@@ -100,10 +102,45 @@ def test_what_was_not_trained_for_is_refused():
     mask[0, 0, 0] = 0
     with pytest.raises(ConfigError, match="all channels share"):
         masked.image(Mask(mask), torch.zeros(1, 3, 4, 4))
+    with pytest.raises(ConfigError, match="what a mask hides"):  # it has a mask of frequencies
+        masked.image(Fourier(torch.ones(1, 4, 4)), torch.zeros(1, 1, 4, 4))
+    with pytest.raises(ConfigError, match=r"finite and >= 0, got inf"):
+        given.Degraded(noise_std=math.inf)
     with pytest.raises(ConfigError, match=r"unknown kind of mask 'boxs'; did you mean 'boxes'"):
         given.Masked(kinds=("boxs",))
     with pytest.raises(ConfigError, match=r"given.empty must be in \[0, 1\], got 2"):
         given.Masked(empty=2)
+
+
+def test_an_operator_of_the_same_kind_that_does_something_else_is_refused():
+    blurred = given.Degraded({"name": "blur", "std": 1.0})
+    y = torch.randn(1, 1, 8, 8)
+    assert blurred.image(Blur((1, 8, 8), 1.0), y).shape == (1, 2, 8, 8)
+    for _ in range(2):  # however often it is asked
+        with pytest.raises(ConfigError, match=r"trained to undo Blur.*std=1.0.*not Blur.*std=2.0"):
+            blurred.image(Blur((1, 8, 8), 2.0), y)
+    same = Linear(AveragePool((1, 4, 4), 2).dense(), (1, 4, 4))
+    pooled = given.Degraded({"name": "average-pool", "factor": 2})
+    with pytest.raises(ConfigError, match="trained to undo AveragePool"):
+        pooled.image(same, torch.randn(1, 4))  # the numbers, but of another shape
+    assert given.Masked(kinds="boxes").kinds == ("boxes",)
+
+
+def test_an_operator_is_made_once_for_a_shape():
+    degraded = given.Degraded({"name": "random-projection", "count": 3})
+    assert degraded.of((2, 4)) is degraded.of([2, 4])
+    assert degraded.of((2, 5)).shape == (2, 5)
+    again = given.Degraded({"name": "random-projection", "count": 3})
+    assert degraded == again
+    assert describe(degraded) == describe(again)
+
+
+def test_what_a_mask_hides_has_no_say():
+    mask = Mask(torch.tensor([[[1.0, 0.0], [1.0, 1.0]]]))
+    y = torch.tensor([[[[0.3, 0.0], [-0.2, 0.9]]]])
+    nan = y.clone()
+    nan[0, 0, 0, 1] = math.nan
+    assert torch.equal(given.Masked().image(mask, nan), given.Masked().image(mask, y))
 
 
 @pytest.mark.parametrize(
@@ -167,6 +204,8 @@ def test_a_trained_model_is_the_score_of_its_image():
         assert torch.equal(score.denoise(x, t), model.denoise(x, t, image=image[[0, 0]]))
     with pytest.raises(ValueError, match="2 measurements do not fit 3 samples"):
         Trained(model, operator, y)(torch.randn(3, 1, 8, 8), t)
+    with pytest.raises(ValueError, match="Trained needs a finite noise_std >= 0, got -1"):
+        Trained(model, operator, y, -1.0)
     with pytest.raises(ConfigError, match="not trained to be given a measurement"):
         Trained(sd.ScoreModel(sd.nets.MLP((2,)), sd.VP(), sd.V()), operator, y)
 
