@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from ..model import Cost, cost
 from ..sde.base import as_time, match
 from ..wrapped import Wrapped
+from .operator import Operator
 
 FAR = 3.0
 """Standard deviations of the data that :meth:`Denoised.held` reckons with."""
@@ -55,7 +56,6 @@ class Measured(Wrapped):
     operator: Any
     y: Tensor
     noise_std: float
-    sigma_data: float | None = None
 
     own: ClassVar[tuple[str, ...]] = ("measurement",)
     products: ClassVar[int] = 1
@@ -71,6 +71,7 @@ class Measured(Wrapped):
         name = type(self).__name__
         if not 0 <= self.noise_std < math.inf:
             raise ValueError(f"{name} needs a finite noise_std >= 0, got {self.noise_std}")
+        check_items(self.score, self.operator)
         _fits(self.y, self.operator, "y")
 
     @abstractmethod
@@ -126,10 +127,7 @@ class Measured(Wrapped):
     @property
     def scale(self) -> float:
         """Standard deviation of the data in model range, as the wrapped model knows it, or 1."""
-        score = self.score
-        while not hasattr(score, "parameterization") and hasattr(score, "score"):
-            score = score.score
-        return float(getattr(getattr(score, "parameterization", None), "sigma_data", 1.0))
+        return scale_of(self.score)
 
     def _measurement(self, x: Tensor, measurement: Tensor | None) -> Tensor:
         """The measurement of every sample, ``(1 or B, *out)``, like ``x``."""
@@ -162,15 +160,12 @@ class Scaled(Measured):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.sigma_data is not None and not 0 < self.sigma_data < math.inf:
-            raise ValueError(
-                f"{type(self).__name__} needs a finite sigma_data > 0, got {self.sigma_data}"
-            )
+        scale_of(self.score, self.sigma_data, type(self).__name__)
 
     @property
     def scale(self) -> float:
         """Standard deviation of the data in model range."""
-        return super().scale if self.sigma_data is None else self.sigma_data
+        return scale_of(self.score, self.sigma_data)
 
 
 class Denoised:
@@ -244,6 +239,36 @@ class Denoised:
 def beside(value: Tensor, r: Tensor) -> Tensor:
     """A number a sample, of shape ``()`` or ``(B, ...)``, to broadcast with ``r (B, ...)``."""
     return value.reshape(-1, *(1,) * (r.ndim - 1)).to(r.dtype) if value.ndim else value
+
+
+def scale_of(score: Any, told: float | None = None, who: str = "") -> float:
+    """Standard deviation of the data in model range, as told or as a score knows it, or 1.
+
+    Raises:
+        ValueError: if ``who`` was told a number out of range.
+    """
+    if told is not None:
+        if not 0 < told < math.inf:
+            raise ValueError(f"{who} needs a finite sigma_data > 0, got {told}")
+        return told
+    while not hasattr(score, "parameterization") and hasattr(score, "score"):
+        score = score.score
+    return float(getattr(getattr(score, "parameterization", None), "sigma_data", 1.0))
+
+
+def check_items(score: Any, operator: Any) -> None:
+    """Refuses an operator of items that are not those of the score, where it knows them."""
+    if not isinstance(operator, Operator):
+        raise ValueError(
+            f"the operator is one of scoresde.inverse, got {type(operator).__name__}: "
+            "inverse.Custom makes one of a linear function, inverse.Linear of a matrix"
+        )
+    shape = getattr(score, "shape", None)
+    if shape is not None and tuple(shape) != tuple(operator.shape):
+        raise ValueError(
+            f"the operator measures items of shape {tuple(operator.shape)}, "
+            f"the score has items of shape {tuple(shape)}"
+        )
 
 
 def _denoise(score: Any, x: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:

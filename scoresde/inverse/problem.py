@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from .linear import Linear
+from .measured import check_items
 from .operator import Operator, Spectrum
 
 DENSE = 4096
@@ -36,7 +37,8 @@ class Problem(NamedTuple):
         if self.operator is not None:
             y = self.y
             return self.operator.log_likelihood(y, self.operator(x0), self.noise_std)
-        return self.log_likelihood(x0) if self.y is None else self.log_likelihood(x0, self.y)
+        given = () if self.y is None else (self.y,)
+        return one_an_item(self.log_likelihood(x0, *given), x0)
 
     def residual(self, x0: Tensor) -> Tensor:
         """``y - A x_0``, on what is measured."""
@@ -53,11 +55,12 @@ def problem_of(
                 "smc needs an operator or a function x_0 -> log p(y | x_0), "
                 f"got {type(likelihood).__name__}"
             )
-        many = None if y is None else one_each(y, draws, particles, "y", like)
-        return Problem(likelihood, many)
+        return Problem(likelihood, one_each(y, draws, particles, "y", like))
     if y is None:
         raise ValueError("smc needs a measurement y beside an operator")
-    y = one_each(likelihood.measurements(y).to(like), draws, particles, "y", like)
+    y = likelihood.measurements(y).to(like)
+    if len(y) > 1:  # one is compared with all particles as it is
+        y = one_each(y, draws, particles, "y", like)
     spectrum = likelihood.spectrum(like)
     if spectrum is None:
         if max(math.prod(likelihood.shape), math.prod(likelihood.out)) > DENSE:
@@ -73,13 +76,33 @@ def problem_of(
     return Problem(likelihood, y, likelihood, noise_std, spectrum, rank)
 
 
+def item_of(score: Any, likelihood: Any, shape: tuple[int, ...] | None) -> tuple[int, ...]:
+    """Shape of an item."""
+    if isinstance(likelihood, Operator):
+        check_items(score, likelihood)
+    item = shape or getattr(likelihood, "shape", None) or getattr(score, "shape", None)
+    if not item:
+        raise ValueError("smc needs the shape= of an item, which this score does not know")
+    return tuple(item)
+
+
 def one_each(value: Any, draws: int, particles: int, name: str, like: Tensor) -> Any:
-    """One value a particle of what is one a run; of what is one for all, or no tensor, itself."""
+    """One value a particle of what is one a run, or one for all; what is no tensor, itself."""
     if not isinstance(value, Tensor) or not value.ndim:
         return value
     value = value.to(like.device)
-    if len(value) == 1 and name == "y":
-        return value
+    if len(value) == 1:
+        return value.expand(draws * particles, *value.shape[1:])
     if len(value) != draws:
         raise ValueError(f"{name} has {len(value)} values for draws={draws}: one a run")
     return value.repeat_interleave(particles, 0)
+
+
+def one_an_item(value: Any, x0: Tensor) -> Tensor:
+    """``value`` if it is one number an item: of anything else, numbers would be mixed up."""
+    if not isinstance(value, Tensor) or tuple(value.shape) != (len(x0),):
+        found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(
+            f"a log-likelihood of {len(x0)} items has shape ({len(x0)},), got {found}"
+        )
+    return value

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..conditions import check_used
 from ..config import ConfigError, describe, unknown
 from ..grids import Grid, grid_of
 from ..model import Cost, cost, evaluating, home
@@ -34,12 +35,14 @@ from ..sampling import reporting
 from ..sde.base import GaussianSDE, select
 from ..solvers.base import Callback
 from .linear_twists import Full, Isotropic
-from .measured import Denoised
+from .measured import Denoised, scale_of
 from .operator import Operator
 from .particles import STREAM, Particles, Runs, scheme
-from .problem import Problem, one_each, problem_of
+from .problem import Problem, item_of, one_each, problem_of
 from .twist import Blind, Gradient, Step, Twist, View
 
+FEW = 20
+"""Steps below which kernels of order 1 on the logistic grid come closer."""
 TWISTS = ("dps", "smoothed", "pgdm", "mmps", "none")
 FULL = 8
 """Dimensions up to which ``"mmps"`` takes the whole covariance: a product each."""
@@ -57,9 +60,9 @@ def smc(
     particles: int = 64,
     draws: int = 1,
     steps: int = 100,
-    grid: str | dict[str, Any] | Grid = "logsnr",
+    grid: str | dict[str, Any] | Grid | None = None,
     twist: str | Twist | Callable[[Tensor, Tensor], Tensor] | None = None,
-    order: int = 2,
+    order: int | None = None,
     sigma_data: float | None = None,
     resample: str = "systematic",
     threshold: float = 0.5,
@@ -83,12 +86,14 @@ def smc(
         likelihood: an operator ``A`` of ``y = A x_0 + noise_std e``; or any function, ``x_0 ->
             log p(y | x_0)`` (or ``x_0, y -> ...`` if ``y`` is given), ``(B, *shape)`` to ``(B,)``,
             differentiable unless the twist is ``"none"``.
-        y: the measurement, ``(1, *out)``, or one a run, ``(draws, *out)``.
+        y: the measurement, ``(1, *out)``, or one a run, ``(draws, *out)``; a function is given it
+            as one a particle.
         noise_std: of the measurement, in model range; 0 only with ``"mmps"`` and ``"pgdm"``.
         particles: of one run.
         draws: number of runs.
         steps: kernels, of which each evaluates the score once for each particle.
-        grid: where they lie between ``t_max`` and ``t_end``.
+        grid: where they lie between ``t_max`` and ``t_end``; ``"logsnr"``, or ``"logistic"`` below
+            20 steps, if None.
         twist: how particles look ahead. ``"mmps"`` (default for operators): as the covariance of
             the score says, all of it up to 8 dimensions, one product of it beyond; ``"pgdm"``:
             data seen through noise spread alike in all directions; ``"smoothed"`` (default for
@@ -111,18 +116,23 @@ def smc(
         dtype: float32 or float64.
         callback: called as ``callback(step, t, x)`` with all particles of all runs in one axis.
         progress: whether to show a bar after two seconds.
-        cond: conditions, one value a run, or plain values.
+        cond: conditions, one value a run or one for all, or plain values.
 
     Raises:
         ConfigError: for an unknown twist, resampling or grid, or a twist that does not fit.
-        ValueError: for a number out of range, or a measurement that does not fit.
+        ValueError: for a number out of range, a measurement or items that do not fit, or a
+            condition that a network does not depend on.
     """
     began = time.perf_counter()
+    few = steps < FEW
+    order = (1 if few else 2) if order is None else order
+    grid = ("logistic" if few else "logsnr") if grid is None else grid
     _check(particles, draws, steps, threshold, order, noise_std, batch)
     sde: GaussianSDE = score.sde
+    scale = scale_of(score, sigma_data, "smc")
     own_device, own_dtype = home(score)
     device, dtype = torch.device(device or own_device), dtype or own_dtype
-    like = torch.zeros((1, *_item(score, likelihood, shape)), device=device, dtype=dtype)
+    like = torch.zeros((1, *item_of(score, likelihood, shape)), device=device, dtype=dtype)
     problem = problem_of(likelihood, y, noise_std, draws, particles, like)
     if twist is None:
         twist = "mmps" if problem.operator is not None else "smoothed"
@@ -131,10 +141,11 @@ def smc(
     end = sde.t_min_sampling if t_end is None else float(t_end)
     times = places(sde, steps - 1, sde.t_max, end).unbind()
     cond = {name: one_each(value, draws, particles, name, like) for name, value in cond.items()}
-    look = _Look(score, looking, problem, cond, _scale(score, sigma_data), batch)
+    look = _Look(score, looking, problem, cond, scale, batch)
     noise = KeyedNoise(seed, start_index * particles)
     uniforms = KeyedNoise(step_seed(seed, 0, STREAM), start_index)
     x = sde.prior_sample((draws * particles, *like.shape[1:]), noise, device=device, dtype=dtype)
+    check_used(score, cond, x)
     noise.draw = max(noise.draw, 1)  # the first draw is the prior's, used or not
     runs = Runs(draws, particles, like)
     factor, back, before = torch.zeros_like(x.flatten(1)[:, 0]), None, None
@@ -245,25 +256,6 @@ def _check(
         raise ValueError(f"smc needs a finite noise_std >= 0, got {noise_std}")
 
 
-def _item(score: Any, likelihood: Any, shape: tuple[int, ...] | None) -> tuple[int, ...]:
-    """Shape of an item."""
-    item = shape or getattr(likelihood, "shape", None) or getattr(score, "shape", None)
-    if not item:
-        raise ValueError("smc needs the shape= of an item, which this score does not know")
-    return tuple(item)
-
-
-def _scale(score: Any, sigma_data: float | None) -> float:
-    """Standard deviation of the data in model range."""
-    if sigma_data is not None:
-        if not 0 < sigma_data < math.inf:
-            raise ValueError(f"smc needs a finite sigma_data > 0, got {sigma_data}")
-        return sigma_data
-    while not hasattr(score, "parameterization") and hasattr(score, "score"):
-        score = score.score
-    return float(getattr(getattr(score, "parameterization", None), "sigma_data", 1.0))
-
-
 def _twist(twist: Any, problem: Problem, like: Tensor) -> Twist:
     """The twist that was asked for, or that suits what was measured."""
     linear = problem.operator is not None
@@ -285,12 +277,10 @@ def _twist(twist: Any, problem: Problem, like: Tensor) -> Twist:
         return Isotropic()
     if twist == "mmps":
         return Full.of(problem, like) if math.prod(like.shape) <= FULL else Isotropic(1)
-    if twist == "dps":
-        return Gradient()
-    if twist == "smoothed":
-        return Gradient(points=8)
     if twist == "none":
         return Blind()
+    if twist in ("dps", "smoothed"):
+        return Gradient(points=8 if twist == "smoothed" else 0)
     if isinstance(twist, Twist):
         return twist
     if not callable(twist):

@@ -16,6 +16,7 @@ from ..samples import Samples
 from ..sampling import sample
 from ..solvers.base import Solver
 from . import methods
+from .measured import check_items
 from .operator import Operator
 from .smc import smc
 
@@ -82,6 +83,7 @@ def solve(
     method = default_method(score) if method is None else method
     section = {"name": method} if isinstance(method, str) else dict(method)
     name = section.pop("name", None)
+    check_items(score, operator)
     rows = operator.measurements(y).repeat_interleave(draws, 0)
     shape = (len(rows), *operator.shape)
     drawn: dict[str, Any] = {
@@ -94,7 +96,11 @@ def solve(
                 "method 'smc' is a solver of its own: leave out solver and threshold"
             )
         drawn = {key: value for key, value in drawn.items() if value is not None}
-        drawn.pop("start_index")
+        if drawn.pop("start_index") % draws:
+            raise ConfigError(
+                "method 'smc' makes the draws of a measurement together: "
+                f"start_index={start_index} is no multiple of draws={draws}"
+            )
         return particles(
             score, operator, y, noise_std, draws, start_index // draws, section, drawn | cond
         )

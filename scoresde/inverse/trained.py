@@ -11,6 +11,7 @@ Models (Nichol et al., 2022), section 3.1, https://arxiv.org/abs/2112.10741.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from ..config import ConfigError
 from ..wrapped import Wrapped
+from .measured import check_items
 from .operator import Operator
 
 
@@ -33,6 +35,7 @@ class Trained(Wrapped):
 
     Raises:
         ConfigError: for a model without ``given``, or one that was given something else.
+        ValueError: for a measurement that does not fit, or a number out of range.
     """
 
     score: Any
@@ -50,6 +53,9 @@ class Trained(Wrapped):
                 "this model was not trained to be given a measurement: take a method that needs "
                 "no training, such as pgdm, or train one with a section given"
             )
+        if not 0 <= self.noise_std < math.inf:
+            raise ValueError(f"Trained needs a finite noise_std >= 0, got {self.noise_std}")
+        check_items(self.score, self.operator)
         self._image(self.y)
 
     def asks(self, cond: dict[str, Any]) -> list[tuple[Any, dict[str, Any]]]:

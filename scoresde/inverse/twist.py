@@ -40,7 +40,7 @@ from torch import Tensor
 
 from ..noise import KeyedNoise
 from .measured import Denoised, beside
-from .problem import Problem
+from .problem import Problem, one_an_item
 
 LONGEST = 1.0
 """Longest shift of a twist that is a plain gradient, in units of the spread ``sqrt(D) r``."""
@@ -166,7 +166,7 @@ class Gradient(Twist):
         with torch.enable_grad():
             x0 = at.x0.detach().requires_grad_()
             if self.function is not None:
-                value = self.function(x0, t)
+                value = one_an_item(self.function(x0, t), x0)
             elif not self.points:
                 value = problem.likelihood(x0)
             else:
@@ -176,11 +176,6 @@ class Gradient(Twist):
                 away = beside(spread, x0).sqrt()
                 parts = [problem.likelihood(x0 + k * away * e) for e in noise for k in (-1, 1)]
                 value = torch.stack(parts).logsumexp(0) - math.log(len(parts))
-            if tuple(value.shape) != (len(x0),):
-                raise ValueError(
-                    f"a log-likelihood of {len(x0)} items has shape ({len(x0)},), "
-                    f"got {tuple(value.shape)}"
-                )
             (pull,) = torch.autograd.grad(value.sum(), x0)
         shift = at.spread(pull.nan_to_num(0.0, 0.0, 0.0))
         length = shift.flatten(1).norm(dim=1)

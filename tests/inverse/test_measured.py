@@ -225,6 +225,20 @@ def test_refuses_a_measurement_that_does_not_fit(method, mixture):
         led(draws(3, 2), 0.5, measurement=draws(3, 1))
 
 
+def test_refuses_an_operator_of_other_items(method, mixture):
+    score = mixture.score(sd.VP())
+    with pytest.raises(ValueError, match=r"items of shape \(3,\), the score has .* \(2,\)"):
+        method(score, Linear(torch.ones(1, 3)), draws(1, 1), 0.1)
+    with pytest.raises(ValueError, match=r"one of scoresde.inverse, got function"):
+        method(score, lambda x: x, draws(1, 2), 0.1)
+
+
+@pytest.mark.parametrize("kind", [DPS, DiffPIR])
+def test_what_asks_for_no_scale_takes_none(kind, mixture):
+    with pytest.raises(TypeError, match="sigma_data"):
+        kind(mixture.score(sd.VP()), operator(), draws(1, 2), 0.1, sigma_data=0.4)
+
+
 def test_refuses_a_score_without_a_derivative(mixture):
     class Detached(sd.Score):
         sde = sd.VP()

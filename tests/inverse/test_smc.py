@@ -4,31 +4,16 @@ import math
 
 import pytest
 import torch
+from particle_problem import MEANS, MIXTURE, NOISE, SCORE, VP, A, Y, f64, ratio
 from torch import Tensor
 
 import scoresde as sd
-from scoresde.config import ConfigError
 from scoresde.inverse.custom import Custom
 from scoresde.inverse.linear import Linear
 from scoresde.inverse.linear_twists import Isotropic
 from scoresde.inverse.mask import Mask
-from scoresde.inverse.particles import SCHEMES, Runs, chosen, ess
 from scoresde.inverse.smc import smc
 from scoresde.model import Score
-
-f64 = torch.float64
-MEANS = torch.tensor([[0.6, 1.0], [0.7, 0.0], [-1.0, -0.6]], dtype=f64)
-MIXTURE = sd.GaussianMixture([0.5, 0.2, 0.3], MEANS, [0.2, 0.5, 0.3])
-A = Linear(torch.tensor([[1.0, 0.3]], dtype=f64))
-Y, NOISE = torch.tensor([[0.7]], dtype=f64), 0.2
-VP = sd.VP()
-SCORE = MIXTURE.score(VP)
-
-
-def ratio(found, exact: Tensor) -> tuple[float, float]:
-    """Mean of estimated over exact evidence, and its standard error."""
-    off = (found.log_evidence - exact).exp()
-    return float(off.mean()), float(off.std() / math.sqrt(len(off)))
 
 
 def gaussian(std) -> sd.GaussianMixture:
@@ -188,93 +173,6 @@ def test_cost_is_what_is_asked_of_the_score(twist):
     assert tuple(found.cost) == (score.there / 10, score.back / 10)
 
 
-@pytest.mark.parametrize("name", sorted(SCHEMES))
-def test_resampling_keeps_the_mean(name):
-    weights = torch.tensor([[0.0, 0.45, 0.0, 0.3, 0.25, 0.0]], dtype=f64)
-    u = torch.rand(20000, 6, generator=torch.Generator().manual_seed(0), dtype=f64)
-    index = chosen(weights.log().expand(20000, 6), SCHEMES[name](u, 6))
-    counts = torch.nn.functional.one_hot(index, 6).sum(1).double()
-    torch.testing.assert_close(counts.mean(0), 6 * weights[0], rtol=0, atol=0.03)
-    assert float(counts[:, [0, 2, 5]].max()) == 0
-    if name == "systematic":
-        assert bool(((counts - 6 * weights).abs() < 1).all())
-    if name == "multinomial":
-        torch.testing.assert_close(
-            counts.var(0), 6 * weights[0] * (1 - weights[0]), rtol=0, atol=0.06
-        )
-    torch.testing.assert_close(ess(weights.log()), torch.tensor([1 / 0.355], dtype=f64))
-
-
-def test_weights_are_equal_after_resampling():
-    runs = Runs(2, 4, torch.zeros(1, dtype=f64))
-    runs.weigh(torch.tensor([0.0, 1.0, 2.0, 9.0, 0.0, 0.1, 0.0, 0.1], dtype=f64))
-    kept = runs.select(torch.tensor([[0.1, 0.3, 0.6, 0.9]], dtype=f64).expand(2, 4), 0.5)
-    assert kept.tolist() == [3, 3, 3, 3, 4, 5, 6, 7]
-    torch.testing.assert_close(runs.log_weights[0].exp(), torch.full((4,), 0.25, dtype=f64))
-    assert float(runs.log_weights[1].std()) > 0
-    assert runs.resampled.tolist() == [1, 0]
-
-
-def test_a_particle_without_weight_is_not_chosen_at_the_edge_of_another():
-    weights = torch.tensor([[0.0, 0.5, 0.0, 0.5]], dtype=f64)
-    places = torch.tensor([[0.0, 0.25, 0.5, 0.75]], dtype=f64)
-    assert chosen(weights.log(), places).tolist() == [[1, 1, 3, 3]]
-
-
-@pytest.mark.parametrize("name", sorted(SCHEMES))
-def test_evidence_has_its_mean_under_every_resampling(name):
-    found = smc(
-        SCORE, A, Y, NOISE, particles=6, draws=1000, steps=24, resample=name, threshold=1,
-        twist=Isotropic(1),
-    )  # fmt: skip
-    assert bool((found.resampled >= 23).all())
-    mean, error = ratio(found, MIXTURE.log_evidence(A, Y, NOISE))
-    assert error < 0.03
-    assert abs(mean - 1) < 3.5 * error + 0.01
-
-
-def test_threshold_says_when_to_resample():
-    never = smc(SCORE, A, Y, NOISE, particles=50, draws=4, steps=20, threshold=0, twist="pgdm")
-    some = smc(SCORE, A, Y, NOISE, particles=50, draws=4, steps=20, threshold=0.8, twist="pgdm")
-    assert int(never.resampled.max()) == 0
-    expected = (some.ess[:-1] < 40).sum(0)
-    assert torch.equal(some.resampled, expected)
-    assert int(expected.sum()) > 0
-    assert some.ess.shape == (21, 4)
-    torch.testing.assert_close(some.ess[-1], 1 / some.log_weights.exp().square().sum(1))
-
-
-@pytest.mark.parametrize(
-    "twist",
-    [
-        lambda x0, t: 1e8 * x0.square().sum(1),
-        lambda x0, t: -1e6 * (x0 - 40).square().sum(1),
-        lambda x0, t: torch.where(x0[:, 0] > 0, x0[:, 0] * math.nan, x0[:, 0]),
-        lambda x0, t: x0.sum(1) / (x0.sum(1) * 0),
-    ],
-)
-def test_a_wrong_twist_gives_numbers(twist):
-    found = smc(SCORE, A, Y, NOISE, particles=32, draws=3, steps=20, twist=twist)
-    assert bool(found.x.isfinite().all())
-    torch.testing.assert_close(found.log_weights.exp().sum(1), torch.ones(3, dtype=f64))
-    assert not bool(found.log_evidence.isnan().any())
-    assert not bool(found.ess.isnan().any())
-
-
-def test_runs_without_weight_are_named():
-    def nowhere(x0: Tensor, y: Tensor) -> Tensor:
-        return torch.where(y > 0, x0.sum(1), -math.inf)
-
-    found = smc(
-        SCORE, nowhere, torch.tensor([1.0, 0.0, 1.0]), particles=8, draws=3, steps=8,
-        twist="none", start_index=4,
-    )  # fmt: skip
-    assert not found.converged
-    assert found.message.startswith("1 of 3 runs lost all weight (5)")
-    assert found.log_evidence.isinf().tolist() == [False, True, False]
-    assert smc(SCORE, A, Y, NOISE, steps=8).converged
-
-
 def test_known_entries_without_noise():
     mask = Mask(torch.tensor([1, 0]))
     y = torch.tensor([[0.65, 0.0]], dtype=f64)
@@ -321,31 +219,3 @@ def test_pictures_in_float32():
     assert math.isclose(
         found.log_evidence_of_all, float(found.log_evidence.exp().mean().log()), rel_tol=1e-5
     )
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"twist": "tds"}, ConfigError, "unknown twist 'tds'"),
-        ({"resample": "branching"}, ConfigError, "unknown resampling 'branching'"),
-        ({"particles": 0}, ValueError, "particles >= 1, got 0"),
-        ({"steps": 1}, ValueError, "steps >= 2, got 1"),
-        ({"threshold": 1.5}, ValueError, r"threshold in \[0, 1\], got 1.5"),
-        ({"order": 3}, ValueError, "order=3"),
-        ({"noise_std": -1.0}, ValueError, "noise_std >= 0, got -1.0"),
-        ({"sigma_data": 0.0}, ValueError, "sigma_data > 0, got 0.0"),
-        ({"y": torch.zeros(2, 1)}, ValueError, "y has 2 values for draws=3: one a run"),
-        ({"y": torch.zeros(1, 2)}, ValueError, r"measurements of Linear have the shape \(B, 1\)"),
-        ({"y": None}, ValueError, "needs a measurement y"),
-        ({"likelihood": 3}, ValueError, "an operator or a function"),
-        ({"likelihood": torch.sum, "twist": "pgdm"}, ConfigError, "'pgdm' is about an operator"),
-        ({"likelihood": lambda x, y: x, "twist": None}, ValueError, "of 6 items has shape"),
-    ],
-)
-def test_mistakes_are_named(options, error, message):
-    given = {
-        "likelihood": A, "y": Y, "noise_std": NOISE, "particles": 2, "draws": 3, "steps": 4,
-        **options,
-    }  # fmt: skip
-    with pytest.raises(error, match=message):
-        smc(SCORE, **given)

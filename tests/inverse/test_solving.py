@@ -25,7 +25,7 @@ def test_every_method_has_its_name():
 def test_every_method_samples_a_gaussian_posterior_for_each_measurement(method):
     # An isotropic prior and one row: what PGDM, TMPD, MMPS and SMC take for granted is true here.
     options = {"particles": 400} if method == "smc" else {}
-    options |= {"sigma_data": 0.7} if method in ("pgdm", "dps", "smc") else {}
+    options |= {"sigma_data": 0.7} if method in ("pgdm", "smc") else {}
     out = inverse.solve(
         PRIOR.score(sd.VP()), OPERATOR, Y, noise_std=0.3, draws=400, steps=60,
         method={"name": method, **options}, seed=1,
@@ -100,6 +100,8 @@ def test_a_model_that_was_given_measurements_is_asked_as_it_was_trained():
         ({"method": "ddrm", "solver": "heun"}, "'ddrm' is a solver of its own"),
         ({"method": "smc", "solver": "heun"}, "'smc' is a solver of its own"),
         ({"method": "trained"}, "not trained to be given a measurement"),
+        ({"method": {"name": "dps", "sigma_data": 0.4}}, "unknown key method.sigma_data"),
+        ({"method": "smc", "draws": 4, "start_index": 6}, "6 is no multiple of draws=4"),
         ({"draws": 0}, "draws must be >= 1, got 0"),
         ({"noise_std": -1.0}, "noise_std"),
     ],
@@ -109,3 +111,10 @@ def test_mistakes_are_named(settings, message):
         inverse.solve(PRIOR.score(sd.VP()), OPERATOR, Y, **settings)
     with pytest.raises(ValueError, match="measurements of Linear"):
         inverse.solve(PRIOR.score(sd.VP()), OPERATOR, Y.T)
+
+
+@pytest.mark.parametrize("method", [*METHODS, "trained"])
+def test_an_operator_of_other_items_is_refused(method):
+    other = inverse.Linear(torch.ones(1, 3, dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"items of shape \(3,\), the score has .* \(2,\)"):
+        inverse.solve(PRIOR.score(sd.VP()), other, Y, method=method)
