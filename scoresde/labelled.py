@@ -113,6 +113,11 @@ class LabelledMixture:
                 f"({self.num_classes} for none), got shape {tuple(chosen.shape)} ({chosen.dtype})"
             )
         chosen = chosen.reshape(-1).long()
+        if bool(((chosen < 0) | (chosen > self.num_classes)).any()):
+            raise ValueError(
+                f"y holds classes from 0 to {self.num_classes} ({self.num_classes} for none), "
+                f"got {int(chosen.min())} to {int(chosen.max())}"
+            )
         every = chosen == self.num_classes
         return chosen, (chosen[:, None] == self.labels) | every[:, None]
 

@@ -186,3 +186,12 @@ def test_what_does_not_fit_is_refused():
         score(x, 0.5, y=torch.tensor([0, 1]))
     with pytest.raises(ValueError, match="one class a sample"):
         score(x, 0.5, y=torch.zeros(4))
+    labelled = score.labelled
+    for y in (torch.tensor([0, 1, 4, 0]), torch.tensor([0, -1, 2, 0])):  # 3 stands for none
+        for ask in (
+            lambda y: score(x, 0.5, y=y),
+            lambda y: labelled.log_prob(x, y=y),
+            lambda y: labelled.classifier(sd.VP())(x, 0.5, y),
+        ):
+            with pytest.raises(ValueError, match=r"classes from 0 to 3 .*, got (0 to 4|-1 to 2)"):
+                ask(y)
