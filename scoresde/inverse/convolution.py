@@ -135,7 +135,7 @@ class MotionBlur(Convolution):
 
     Args:
         shape: of an item with two spatial axes.
-        length: of the line in pixels, >= 1, no longer than the picture.
+        length: of the line in pixels, >= 1; an odd number of pixels must hold it.
         angle: of the line in degrees, from the last axis, counterclockwise.
 
     Raises:
@@ -151,9 +151,10 @@ class MotionBlur(Convolution):
         shape = item_shape(self.shape, "motion blur")
         if len(spatial_axes(shape)) != 2:
             raise ValueError(f"motion blur is for pictures (C, H, W), got the shape {shape}")
-        if not 1 <= self.length < min(spatial(shape)):
+        longest = (min(spatial(shape)) - 1) // 2 * 2 + 1  # an odd kernel has a middle
+        if not 1 <= self.length <= longest:
             raise ValueError(
-                f"the length of motion blur is in [1, {min(spatial(shape))}) for items of shape "
+                f"the length of motion blur is in [1, {longest}] for items of shape "
                 f"{shape}, got {self.length}"
             )
         object.__setattr__(self, "kernel", self._line())

@@ -44,8 +44,7 @@ class Carried(NamedTuple):
 class Replacement(InverseSolver):
     """Any solver on a grid, with the measured part replaced after each of its steps.
 
-    On mixtures ``ancestral`` came closer to the exact posteriors than deterministic solvers and
-    the stochastic ones of second order, and more than 100 steps brought no solver closer.
+    On mixtures ``ancestral`` came closer to the exact posteriors than deterministic solvers.
 
     Args:
         operator: the linear map ``A`` from items to measurements; it must have a spectrum.

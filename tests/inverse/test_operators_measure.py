@@ -145,7 +145,7 @@ REFUSED = {
     "kernel size": (lambda: room.Convolution((3, 8), torch.ones(9)), "no larger"),
     "zero kernel": (lambda: room.Convolution((3, 8), torch.zeros(3)), "not zero"),
     "motion axes": (lambda: room.MotionBlur((3, 8)), "pictures"),
-    "motion length": (lambda: room.MotionBlur((3, 8, 8), 20.0), "[1, 8)"),
+    "motion length": (lambda: room.MotionBlur((3, 8, 8), 7.5), "[1, 7]"),
 }
 
 

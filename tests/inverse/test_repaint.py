@@ -10,6 +10,7 @@ from keeping import LAWS, POINT, VALUES, close_to, levels, nothing, point, turne
 
 import scoresde as sd
 from scoresde.inverse import operators as room
+from scoresde.inverse.known import Known, Level
 from scoresde.inverse.repaint import RePaint
 from scoresde.inverse.replacement import Replacement
 
@@ -118,6 +119,22 @@ def test_state_at_every_visit_has_the_law_of_the_process_given_y_and_the_data(na
     solver = RePaint(operator, y, noise_std, "ancestral", jump_length=2, jump_n_sample=2)
     sd.sample(point(sde), (8000, 4), solver=solver, steps=8, seed=1, callback=check, dtype=D)
     assert sum(b > a for a, b in itertools.pairwise(moves)) == 4
+
+
+@pytest.mark.parametrize("name", list(LAWS))
+def test_a_jump_below_the_measurement_s_noise_is_pinned_to_it(name):
+    sde, tau, n = LAWS[name](), 3.0, 40_000
+    known = Known.of(MASK, Y, tau, torch.zeros(1, 2, dtype=D))
+    s, t = (Level.at(sde, sde.time(-math.log(q))) for q in (1.0, 2.5))
+    c = torch.tensor([[0.4, -0.2]], dtype=D)
+    z = torch.randn(n, 2, generator=torch.Generator().manual_seed(0), dtype=D)
+    u = known.up(c, s, t, z) / t.alpha
+    # u_t = u_s + noise of q_t^2 - q_s^2, and m = u_t + noise of tau^2 - q_t^2: two Gaussians.
+    before, after = 2.5**2 - 1, tau**2 - 2.5**2
+    precision = torch.tensor([1 / before + 1 / after, 1 / before], dtype=D)
+    start = c[0] / s.alpha
+    mean = torch.stack([start[0] / before + 0.3 / after, start[1] / before]) / precision
+    close_to(u, mean, precision.rsqrt())
 
 
 def test_a_jump_keeps_what_is_not_measured_correlated(mixture):

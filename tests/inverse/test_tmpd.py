@@ -39,6 +39,21 @@ def test_negative_row_sums_do_not_explode():
         assert TMPD(score, a, y, std).denoise(x, 0.7).abs().max() < 3
 
 
+def test_a_negative_row_sum_still_pulls():
+    """The measured entry leans against a larger one: its row of the covariance sums below zero."""
+    m = torch.tensor([[1.0, -2.0], [-1.0, 2.0]], dtype=f64)
+    score = sd.GaussianMixture([1.0, 1.0], m, [0.05, 0.05]).score(sd.VP())
+    a, y, x = (
+        Linear(torch.eye(2, dtype=f64)[:1]),
+        torch.tensor([[0.9]], dtype=f64),
+        0.1 * draws(9, 2),
+    )
+    with torch.no_grad():
+        assert bool((score.denoised_covariance(x, 0.7).sum(2)[:, 0] < 0).all())
+        before, after = score.denoise(x, 0.7), TMPD(score, a, y, 0.02).denoise(x, 0.7)
+        assert bool(((after[:, 0] - 0.9).abs() < 0.2 * (before[:, 0] - 0.9).abs()).all())
+
+
 def test_refuses_iterations(mixture):
     with pytest.raises(ValueError, match="iterations >= 1"):
         TMPD(mixture.score(sd.VP()), Linear(draws(1, 2)), draws(1, 1), 0.1, iterations=0)
