@@ -31,7 +31,9 @@ _SEEN: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
 def classes_of(score: Any) -> int | None:
     """How many classes a score's condition ``y`` has, where it says so, through what wraps it."""
     while score is not None:
-        for holder in (score, getattr(score, "net", None)):
+        net = getattr(score, "net", None)
+        # Many processes train a network within DDP's module.
+        for holder in (score, net, getattr(net, "module", None)):
             classes = getattr(holder, "num_classes", None)
             if isinstance(classes, int):
                 return classes

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import config
+from ..conditions import classes_of
 from ..config import ConfigError
 from ..model import Score
 from ..noise import NoiseSource, normal
@@ -158,7 +159,7 @@ def dropped(y: Tensor | None, rate: float, model: Score, source: NoiseSource | N
     gone = uniform(len(y), source).to(y.device, non_blocking=True) < rate
     if y.ndim > 1:
         return y.masked_fill(gone.reshape(-1, *(1,) * (y.ndim - 1)), 0)
-    classes = getattr(getattr(model, "net", None), "num_classes", None)
+    classes = classes_of(model)
     if classes is None:
         raise ConfigError(f"objective.drop={rate} needs a network that has num_classes")
     return y.masked_fill(gone, classes)

@@ -31,6 +31,12 @@ from scoresde.training import TrainingConfig
 from scoresde.training.parallel import check, units
 
 SAME = 1e-6
+TOLD = {
+    "net": {"num_classes": 10},
+    "given": {"name": "masked", "empty": 0.3},
+    "objective": {"drop": 0.5},
+}
+"""A network that is told of its items, and of some of them not."""
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +51,19 @@ def runs(tmp_path_factory):
             job(folder / "parts", training=parts),
             job(folder / "other", training={"seed": 1}),
             job(at_step_4(folder / "one", folder / "one-two"), resume=True),
+            job(folder / "two-told", **TOLD),
         ],
         folder,
     )
     train(job(folder / "one-parts", training=parts))
+    train(job(folder / "one-told", **TOLD))
     train(job(at_step_4(folder / "two", folder / "two-one"), resume=True))
     return folder
+
+
+def test_conditions_and_their_dropping_do_not_depend_on_the_processes(runs):
+    assert difference(runs / "one-told", runs / "two-told") < SAME
+    assert difference(runs / "one", runs / "one-told") > 100 * SAME
 
 
 @pytest.mark.parametrize("run", ["two", "parts", "one-parts"])
