@@ -31,6 +31,8 @@ FORMAT = 1
 WEIGHTS = r"raw|ema(-[\w.+-]+)?"
 CLASSIFIER = "classifier"
 """The section by which a ``config.yaml`` says that it describes a classifier."""
+TABLES = {"classes", "class_table"}
+"""What networks call the layer that takes classes; its output is added to an embedding."""
 ZOO = Path(__file__).parent / "zoo"
 
 
@@ -272,7 +274,7 @@ def widened(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> di
     made = dict(tensors)
     for key, wanted in expected.items():
         own = made.get(key)
-        if own is None and key.split(".")[0] == "classes":
+        if own is None and TABLES & set(key.split(".")):
             made[key] = torch.zeros_like(wanted)
         elif own is not None and own.ndim > 1 and own.shape != wanted.shape:
             more = wanted.shape[1] - own.shape[1]

@@ -10,6 +10,7 @@ weights apart; kernels need workspace besides, and allocators round up.
 from __future__ import annotations
 
 import copy
+import math
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -88,11 +89,14 @@ def cost(model: ScoreModel) -> Cost:
 
 
 def conditions(model: ScoreModel, count: int, device: torch.device) -> dict[str, Tensor]:
-    """What the network has to be told besides, for ``count`` items: classes in turn, or zeros."""
+    """What the network has to be told besides, for ``count`` items: classes in turn, an image."""
     found = {}
     classes = getattr(model.net, "num_classes", None)
     if classes is not None:
         found["y"] = torch.arange(count, device=device) % classes
+    if channels := getattr(model.net, "image_channels", 0):
+        size = (count, channels, *(model.shape or ())[1:])
+        found["image"] = torch.linspace(-1, 1, math.prod(size), device=device).reshape(size)
     if getattr(model.net, "low_res", False):
         found["low_res"] = torch.zeros((count, *(model.shape or ())), device=device)
     return found

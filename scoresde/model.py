@@ -206,6 +206,11 @@ class ScoreModel(nn.Module, Score):
                 f"x of shape {tuple(inner.shape)} does not fit "
                 f"a model of (B, *{tuple(self.shape)})"
             )
+        if cond.get("image") is None and always_given(self):
+            raise ValueError(
+                "this model was never trained without an image of its item (given.empty is 0): "
+                "give it image=, or a measurement by scoresde.inverse"
+            )
         parameter = next(self.net.parameters(), inner)
         # The noise level stays in float32 or better: half precision cannot tell neighbours apart.
         precise = torch.promote_types(parameter.dtype, torch.float32)
@@ -273,6 +278,12 @@ class ScoreModel(nn.Module, Score):
             self, repo_id, private=private, token=token, metrics=metrics, licence=licence,
             message=message,
         )  # fmt: skip
+
+
+def always_given(model: Any) -> bool:
+    """Whether a model was never trained without an image: without one, it says nothing."""
+    given = getattr(model, "given", None)
+    return given is not None and getattr(given, "empty", 1.0) == 0
 
 
 @contextmanager

@@ -124,7 +124,7 @@ def said(key: str, value: Any) -> str:
     from ..interop.card import label
 
     if value is None:
-        return {"scaler": "none", "classes": "none"}.get(key, "not known")
+        return {"scaler": "none", "classes": "none", "given": "none"}.get(key, "not known")
     if key == "noise label":
         return label(value)
     if key == "multiply-adds":
@@ -170,6 +170,7 @@ def model_facts(model: ScoreModel) -> dict[str, Any]:
         "scaler": describe(model.scaler) if model.scaler else None,
         "network": describe(model.net),
         "classes": classes(model),
+        "given": None if model.given is None else describe(model.given),
         "learned variance": learns_variance(model),
         "parameters": price.parameters,
         "weights memory": price.weight_bytes,

@@ -143,6 +143,7 @@ def command(
 def summarise(job: Job, world: World) -> None:
     """Prints what is about to happen, with what is left of the data at ``t_max``."""
     from ..config import describe
+    from ..model import always_given
 
     sde = job.model.sde
     parameters = sum(p.numel() for p in job.model.net.parameters())
@@ -157,6 +158,11 @@ def summarise(job: Job, world: World) -> None:
         say("           more than a nat is left: --beta-max auto or --sigma-max auto may help")
     say(f"network    {describe(job.model.net)['name']}, {parameters:,} parameters, predicts "
         f"{describe(job.model.parameterization)['name']}")  # fmt: skip
+    if job.model.given is not None:
+        gift = job.model.given
+        share = f"all but {gift.empty:.0%} of the items"
+        share = "every item, so there is no likelihood" if always_given(job.model) else share
+        say(f"given      {describe(gift)['name']}, to {share}")
     about_run(job, world)
 
 

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from ..conditions import classes_of, leaves
 from ..config import ConfigError
+from ..model import always_given
 from ..sde.base import match
 from .extrapolation import Extrapolation, check_process
 from .readings import Reading, check_settings, of_score, read
@@ -57,7 +58,8 @@ class ClassifierFree(Extrapolation):
         unconditional: score of the unconditional branch; by default ``score`` itself. It is not
             given the conditions that are dropped, but those that ``null`` gives a value.
         drop: names of the conditions that the unconditional branch lacks; if None all that reach
-            the network, but not those that a score between takes, as the target of an energy.
+            the network, but not those that a score between takes, as the target of an energy,
+            and not an image that it was never trained without (``given.empty`` of 0).
 
     Raises:
         ConfigError: for a setting out of range, or an unconditional score of another process.
@@ -101,6 +103,8 @@ class ClassifierFree(Extrapolation):
         if self.drop is not None:
             return self.drop
         reached = {name for _, its in leaves(self.score, cond) for name in its}
+        if always_given(self):
+            reached.discard("image")
         return tuple(name for name in cond if name in reached)
 
     @property
@@ -142,7 +146,7 @@ class ClassifierFree(Extrapolation):
     ) -> tuple[Reading, Reading]:
         """Both branches, in one batch where their conditions are alike."""
         other, its = self._reference(cond, x)
-        doubled = {name: _joined(value, its.get(name)) for name, value in cond.items()}
+        doubled = {name: _joined(value, its.get(name), len(x)) for name, value in cond.items()}
         if other is not self.score or any(value is None for value in doubled.values()):
             return read(kind, self.score, x, t, cond), read(kind, other, x, t, its)
         t = torch.cat([t, t]) if t.ndim else t
@@ -168,10 +172,12 @@ class ClassifierFree(Extrapolation):
         return guided + self.rescale * (ratio - 1) * v / a
 
 
-def _joined(value: Any, other: Any) -> Any:
+def _joined(value: Any, other: Any, n: int) -> Any:
     """One condition of both branches, None where they cannot be asked for in one batch."""
     if isinstance(value, Tensor) and value.ndim and isinstance(other, Tensor):
-        return torch.cat([value, other])
+        # One row stands for all of the ``n`` samples.
+        both = (v.expand(n, *v.shape[1:]) if len(v) == 1 else v for v in (value, other))
+        return torch.cat(list(both))
     return value if value is other else None
 
 

@@ -141,6 +141,7 @@ def network(model: ScoreModel) -> dict[str, str]:
         "parameters": f"{price.parameters:,}",
         "multiply-adds of one evaluation": figure(price.multiply_adds),
         "classes": str(classes(model) or "none"),
+        **({} if model.given is None else {"given an image": given(model)}),
         "learned variance": "yes" if learns_variance(model) else "no",
     }
 
@@ -194,6 +195,13 @@ def classes(model: ScoreModel) -> int | None:
     """The number of classes that the network takes as ``y``."""
     found = getattr(model.net, "num_classes", None)
     return None if found is None else int(found)
+
+
+def given(model: ScoreModel) -> str:
+    """What the network is given of an item beside its noisy state."""
+    fields = flat(describe(model.given))
+    name = fields.pop("name")
+    return f"`{name}` ({', '.join(f'{k}={figure(v)}' for k, v in fields.items())})"
 
 
 def pictures(model: ScoreModel) -> bool:

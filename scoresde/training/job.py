@@ -293,9 +293,13 @@ def build_net(section: Mapping[str, Any], shape: tuple[int, ...], given: Any = N
     Where it is ``given`` an image of each item, its input is as wide as that takes.
     """
     values = dict(section)
-    if given is not None:
-        values["image_channels"] = given.channels(shape)
     name = values.pop("name", "mlp" if len(shape) == 1 else "unet")
+    if given is not None:
+        taking = [key for key, cls in names(nets).items() if hasattr(cls, "image_channels")]
+        if name in names(nets) and name not in taking:
+            raise ConfigError(f"the network {name} takes no image, which given needs; accepted: "
+                              f"{', '.join(sorted(taking))}")  # fmt: skip
+        values["image_channels"] = given.channels(shape)
     preset = values.pop("preset", None)
     if preset is not None:
         presets = getattr(names(nets).get(name), "presets", {})

@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.dataset import spread
 from ..files import CheckpointError, write_json
 from ..likelihood.dataset import DatasetLikelihood, dataset_log_prob
+from ..model import always_given
 from ..pictures import save_items
 from ..sampling import Samples, sample
 from .job import Job
@@ -28,14 +30,16 @@ def draw_samples(model: ScoreModel, job: Job) -> Samples:
     """The samples of the run's ``sampling`` section: the same noise at every call."""
     chosen = job.sampling
     cond: dict[str, Any] = {}
-    if job.conditional and job.train.vectors:
-        assert job.heldout.y is not None  # those of held-out items
-        cond["y"] = job.heldout.y[torch.arange(chosen.count) % len(job.heldout)].to(job.device)
+    # Held-out items, from all over the set, which may lie class by class.
+    held = spread(len(job.heldout), chosen.count)
+    index = held[torch.arange(chosen.count) % len(held)]
+    if job.conditional and (job.train.vectors or model.given is not None):
+        assert job.heldout.y is not None  # of an item all conditions, which belong together
+        cond["y"] = job.heldout.y[index].to(job.device)
     elif job.conditional:
         classes = model.net.num_classes
         cond["y"] = (torch.arange(chosen.count) % int(classes)).to(job.device)  # type: ignore[arg-type]
-    if model.given is not None:  # likewise
-        index = torch.arange(chosen.count) % len(job.heldout)
+    if model.given is not None:
         assert model.scaler is not None
         x0 = model.scaler.encode(job.heldout.x[index].to(job.device), dequantize=False).float()
         generator = torch.Generator(job.device).manual_seed(chosen.seed)
@@ -107,6 +111,8 @@ def finish(
 ) -> dict[str, Any]:
     """Writes the sample grid, the loss curve and ``report.json``; returns the report.
 
+    A model that was never without an image of its item has no likelihood of its own.
+
     Args:
         model: the trained model.
         job: its run.
@@ -134,7 +140,7 @@ def finish(
             "weights": drawn.weights,
         },
     }
-    if job.likelihood.items:
+    if job.likelihood.items and not always_given(model):
         total = min(job.likelihood.items, len(job.heldout)) * (
             job.likelihood.draws if job.heldout.levels else 1
         )

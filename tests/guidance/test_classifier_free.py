@@ -40,6 +40,14 @@ def test_in_float32_to_its_rounding():
         assert (found - truth).abs().max() / truth.abs().max() < 1e-5
 
 
+def test_one_row_of_a_condition_stands_for_all():
+    score = ClassifierFree(network(), 3.0)
+    x = torch.randn(4, *score.shape)
+    with torch.no_grad():
+        found = score(x, 0.4, y=torch.tensor([2]))
+        assert torch.equal(found, score(x, 0.4, y=torch.full((4,), 2)))
+
+
 def test_scale_one_is_the_conditional_score_and_zero_the_other():
     sde, mixture = sd.VP(), labelled()
     inner = Counted(mixture.score(sde))
