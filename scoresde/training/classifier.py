@@ -14,6 +14,7 @@ from ..checkpoint import CLASSIFIER
 from ..classifier import NoisyClassifier, describe_classifier
 from ..config import ConfigError, build, check_sections, construct, describe, merge
 from ..data import DataConfig, Dataset, Scaler, Source, open_splits
+from ..data.dataset import spread
 from ..files import write_json
 from ..model import evaluating
 from ..noise import step_seed
@@ -56,7 +57,7 @@ class HeldoutClasses:
     def items(self, limit: int, stream: int = 12) -> tuple[Tensor, Tensor, torch.Generator]:
         """Held-out items in model range and their classes, the same at every call."""
         held, job = self.job.heldout, self.job
-        index = torch.arange(min(limit, len(held)))
+        index = spread(len(held), limit)  # they may lie class by class
         seed = step_seed(job.training.seed, 0, stream)
         generator = torch.Generator(job.device).manual_seed(seed)
         assert held.y is not None

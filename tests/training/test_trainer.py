@@ -22,6 +22,7 @@ from scoresde.training import (
     watch,
 )
 from scoresde.training import trainer as trainer_room
+from scoresde.training.classifier import ClassifierTrainer, prepare_classifier
 from scoresde.training.finite import Bad
 from scoresde.training.interrupt import Interruptible
 from scoresde.training.track import Tracker
@@ -401,6 +402,42 @@ def test_a_run_draws_with_the_vectors_of_held_out_items(tmp_path, monkeypatch):
     assert len(job.heldout) == 6
     torch.testing.assert_close(seen["y"][:6], job.heldout.y)
     torch.testing.assert_close(seen["y"][6:], job.heldout.y[:3])
+
+
+def test_the_conditions_that_a_run_draws_with_are_those_of_the_same_items(tmp_path, monkeypatch):
+    config = {
+        "data": {"source": "digits", "limit": 300},
+        "net": {"width": 8, "multipliers": [1], "blocks": 1, "attention": [], "num_classes": 10},
+        "given": {"name": "degraded", "operator": {"name": "average-pool", "factor": 2},
+                  "empty": 0.0},
+        "sampling": {"count": 10},
+    }  # fmt: skip
+    job = prepare(config, tmp_path / "run", torch.device("cpu"))
+    seen = {}
+    monkeypatch.setattr(report, "sample", lambda model, shape, **given: seen.update(given))
+    report.draw_samples(job.model, job)
+    held = job.heldout
+    assert len(held) == 30
+    index = torch.arange(0, 30, 3)  # of all the set, which may lie class by class
+    x0 = job.model.scaler.encode(held.x[index], dequantize=False).float()
+    assert torch.equal(seen["y"], held.y[index])
+    assert torch.equal(seen["image"], job.model.given.draw(x0))
+
+
+def test_what_is_held_out_is_looked_at_all_over_the_set(tmp_path):
+    config = {"data": {"source": "digits", "heldout": 0.8}}
+    net = {"width": 8, "multipliers": [1], "blocks": 1, "attention": [], "num_classes": 10}
+    job = prepare({**config, "net": net}, tmp_path, torch.device("cpu"))
+    judged = prepare_classifier(config, tmp_path, torch.device("cpu"))
+    for each in (job, judged):  # as a split of one's own may lie
+        each.heldout = each.heldout.subset(each.heldout.y.argsort())
+    held, seen = Trainer(job, say=print).heldout, []
+    held.objective = lambda model, x0, **cond: seen.append(cond["y"]) or x0.flatten(1).sum(1)
+    held.loss()
+    seen.append(ClassifierTrainer(judged, say=print).heldout.items(512)[1])
+    for y in (torch.cat(seen[:-1]), seen[-1]):
+        assert len(y) == 512 < len(job.heldout)
+        assert y.bincount(minlength=10).min() > 40
 
 
 def test_without_a_terminal_a_run_says_a_line_a_minute(tmp_path, monkeypatch):
