@@ -74,6 +74,11 @@ class Measured(Wrapped):
         check_items(self.score, self.operator)
         _fits(self.y, self.operator, "y")
 
+    @classmethod
+    def suited(cls, steps: int) -> dict[str, Any]:
+        """Options that suit a number of steps better than the defaults, which suit any."""
+        return {}
+
     @abstractmethod
     def pull(self, at: Denoised, r: Tensor) -> Tensor:
         """By how much ``x0_hat`` moves, given the residual ``r = y - A x0_hat``.

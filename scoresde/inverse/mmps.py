@@ -32,7 +32,7 @@ class MMPS(Scaled):
         iterations: of conjugate gradients, >= 1; each costs one product.
     """
 
-    iterations: int = 1
+    iterations: int = 3
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -41,7 +41,7 @@ from .particles import STREAM, Particles, Runs, scheme
 from .problem import Problem, item_of, one_each, problem_of
 from .twist import Blind, Gradient, Step, Twist, View
 
-FEW = 20
+FEW = 10
 """Steps below which kernels of order 1 on the logistic grid come closer."""
 TWISTS = ("dps", "smoothed", "pgdm", "mmps", "none")
 FULL = 8
@@ -93,7 +93,7 @@ def smc(
         draws: number of runs.
         steps: kernels, of which each evaluates the score once for each particle.
         grid: where they lie between ``t_max`` and ``t_end``; ``"logsnr"``, or ``"logistic"`` below
-            20 steps, if None.
+            10 steps, if None.
         twist: how particles look ahead. ``"mmps"`` (default for operators): as the covariance of
             the score says, all of it up to 8 dimensions, one product of it beyond; ``"pgdm"``:
             data seen through noise spread alike in all directions; ``"smoothed"`` (default for
@@ -101,8 +101,9 @@ def smc(
             the likelihood of the denoised data, which is far too sure of itself while there is
             noise; a function ``(x0_hat, t) -> log psi``; ``"none"``: particles of the prior,
             weighed at the end.
-        order: of the kernels of the chain: 2 leads their means on by the step before. ``"mmps"``
-            up to 8 dimensions has kernels of its own, with the moments of the exact ones.
+        order: of the kernels of the chain: 2 leads their means on by the step before, and is taken
+            from 10 steps on if None. ``"mmps"`` up to 8 dimensions has kernels of its own, with
+            the moments of the exact ones.
         sigma_data: standard deviation of the data in model range; that of the model's
             parameterization if None, and 1 if it has none.
         resample: ``"systematic"``, ``"stratified"`` or ``"multinomial"``.
@@ -134,9 +135,12 @@ def smc(
     device, dtype = torch.device(device or own_device), dtype or own_dtype
     like = torch.zeros((1, *item_of(score, likelihood, shape)), device=device, dtype=dtype)
     problem = problem_of(likelihood, y, noise_std, draws, particles, like)
+    usual = twist is None
     if twist is None:
         twist = "mmps" if problem.operator is not None else "smoothed"
     looking = _twist(twist, problem, like)
+    if usual and few and isinstance(looking, Full) and like[0].numel() > 2:
+        looking = Isotropic(1)  # steps are worth more than their whole covariance
     places, rule = grid_of(grid), scheme(resample)
     end = sde.t_min_sampling if t_end is None else float(t_end)
     times = places(sde, steps - 1, sde.t_max, end).unbind()

@@ -122,11 +122,13 @@ def solve(
         )
     # One measurement a sample goes as a condition, which solvers take apart with the others.
     given["y"] = rows[:1]
-    led = construct(cls, section, "method", score=score, **given)
     chosen: Any = cls.default_solver if solver is None else solver
     if solver is None:
         drawn["steps"] = cls.default_steps if steps is None else steps
         drawn["grid"] = cls.default_grid if grid is None else grid
+    if drawn["steps"] is not None:
+        section = {**cls.suited(drawn["steps"]), **section}
+    led = construct(cls, section, "method", score=score, **given)
     return sample(led, shape, solver=chosen, **drawn, measurement=rows, **cond)
 
 

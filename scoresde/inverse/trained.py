@@ -47,6 +47,11 @@ class Trained(Wrapped):
     default_grid: ClassVar[str | None] = None
     default_steps: ClassVar[int] = 50
 
+    @classmethod
+    def suited(cls, steps: int) -> dict[str, Any]:
+        """No option depends on the steps."""
+        return {}
+
     def __post_init__(self) -> None:
         if self.given is None:
             raise ConfigError(

@@ -24,7 +24,7 @@ def test_exact_where_one_variance_is_enough(sde, std, kind):
     a = Linear(rows[:1] if one else rows[:2])
     data, y = sd.GaussianMixture([1.0], draws(1, 4), stds), draws(1, *a.out, seed=2)
     exact = data.posterior(a, y, std).score(sde)
-    led = DPS(data.score(sde), a, y, std)
+    led = DPS(data.score(sde), a, y, std, reach=1.0)
     for t in (sde.t_min_sampling, 0.1, 0.5, sde.t_max):
         x = draws(4, 4, seed=3) * (sde.alpha(t) ** 2 + sde.sigma(t) ** 2).sqrt()
         torch.testing.assert_close(led.noise(x, t), exact.noise(x, t), rtol=1e-6, atol=1e-6)
@@ -37,10 +37,44 @@ def test_never_goes_beyond_the_measurement():
     score, x = data.score(sd.VP()), draws(6, 4, seed=3)
     for t in (1e-3, 0.1, 0.9):
         r = y - a(score.denoise(x, t))
-        along = [((y - a(DPS(score, a, y, s).denoise(x, t))) * r).sum(1) for s in (0.0, 0.3)]
+        along = [
+            ((y - a(DPS(score, a, y, s, reach=1.0).denoise(x, t))) * r).sum(1) for s in (0.0, 0.3)
+        ]
         assert bool((along[0].abs() < 1e-9 * (r * r).sum(1)).all())
         assert bool((along[1] > 0).all())
         assert bool((along[1] < (r * r).sum(1)).all())
+
+
+@pytest.mark.parametrize("reach", [1.0, 2.0, 5.0])
+def test_reach_is_how_far_beyond_the_measurement_it_may_land(reach):
+    """Without noise the residual becomes ``(1 - reach)`` of itself, along itself."""
+    data = sd.GaussianMixture([1.0], draws(1, 4), torch.linspace(0.2, 1.5, 4, dtype=f64)[None])
+    a, y = Linear(draws(3, 4, seed=1)), draws(1, 3, seed=2)
+    score, x = data.score(sd.VP()), draws(6, 4, seed=3)
+    r = y - a(score.denoise(x, 0.3))
+    after = y - a(DPS(score, a, y, 0.0, reach=reach).denoise(x, 0.3))
+    torch.testing.assert_close((after * r).sum(1), (1 - reach) * (r * r).sum(1))
+
+
+def test_with_all_reach_it_is_the_paper_s_gaussian(mixture):
+    score, a, y = mixture.score(sd.VP()), Linear(draws(1, 2, seed=1)), draws(1, 1, seed=2)
+    x, t, std = draws(3, 2, seed=3), torch.tensor(0.4, dtype=f64), 0.1
+    led = DPS(score, a, y, std, reach=1e9)
+    with torch.enable_grad():
+        x.requires_grad_()
+        square = (y - a(score.denoise(x, t))).square().sum() / (2 * std**2)
+        (gradient,) = torch.autograd.grad(square, x)
+    torch.testing.assert_close(led(x.detach(), t), (score(x, t) - gradient).detach())
+
+
+def test_more_steps_bear_a_longer_reach():
+    assert [DPS.suited(n)["reach"] for n in (1, 10, 40, 64, 1000)] == [2, 2, 5, 8, 8]
+
+
+@pytest.mark.parametrize("reach", [0.5, float("inf"), float("nan")])
+def test_refuses_reach(mixture, reach):
+    with pytest.raises(ValueError, match="finite reach >= 1"):
+        DPS(mixture.score(sd.VP()), Linear(draws(1, 2)), draws(1, 1), 0.1, reach=reach)
 
 
 def test_published_rule(mixture):

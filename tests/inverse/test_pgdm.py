@@ -41,9 +41,9 @@ def test_strength_and_the_spread_it_takes(mixture):
     x, t = draws(4, 2, seed=3), 0.4
     score = mixture.score(sde)
     q2 = float(sde.sigma(t) / sde.alpha(t)) ** 2
-    # 1/v = 1/s^2 + 1/q^2: the scale whose variance is half of that for 0.6.
-    half = 0.5 * 0.36 * q2 / (0.36 + q2)
-    other = (1 / (1 / half - 1 / q2)) ** 0.5
+    # 1/v = 1/s^2 + 1/q^2: the scale whose variance is an eighth of that for 0.6.
+    eighth = 0.36 * q2 / (0.36 + q2) / 8
+    other = (1 / (1 / eighth - 1 / q2)) ** 0.5
     same = PGDM(score, a, y, 0.1, sigma_data=other, strength=1.0)
     torch.testing.assert_close(PGDM(score, a, y, 0.1)(x, t), same(x, t), rtol=1e-9, atol=1e-9)
     assert PGDM(score, a, y, 0.1).scale == pytest.approx(0.6)
@@ -59,6 +59,18 @@ def test_held_where_data_spread_further():
     for t in (0.1, 0.5, 0.9):
         before, after = (y - a(s.denoise(x, t)) for s in (score, PGDM(score, a, y, 0.0)))
         torch.testing.assert_close(after, -before, rtol=1e-9, atol=1e-9)
+
+
+def test_reach_bounds_the_pull_and_more_steps_bear_more(mixture):
+    score, a, y = mixture.score(sd.VP()), Linear([[1.0, 0.0]]), draws(1, 1, seed=2)
+    x = draws(4, 2, seed=3)
+    r = y - a(score.denoise(x, 0.3))
+    for reach in (1.0, 3.0):
+        led = PGDM(score, a, y, 0.0, strength=1e6, reach=reach)
+        torch.testing.assert_close(y - a(led.denoise(x, 0.3)), (1 - reach) * r)
+    assert PGDM.suited(40) == {"reach": 5.0}
+    with pytest.raises(ValueError, match="finite reach >= 1"):
+        PGDM(score, a, y, 0.1, reach=0.0)
 
 
 @pytest.mark.parametrize("strength", [0.0, -1.0, float("inf")])

@@ -47,7 +47,7 @@ def test_gaussian_data_have_equal_weights_and_the_exact_evidence(twist, sde, noi
 @pytest.mark.parametrize("order", [1, 2])
 def test_evidence_has_the_mean_of_the_chain_whatever_the_twist(order):
     # A chain of few steps is far from the data, but it is the same chain.
-    options = {"steps": 8, "order": order, "sigma_data": 0.9}
+    options = {"steps": 8, "order": order, "sigma_data": 0.9, "grid": "logsnr"}
     blind = smc(SCORE, A, Y, NOISE, particles=10000, draws=8, twist="none", **options)
     exact, error = ratio(blind, MIXTURE.log_evidence(A, Y, NOISE))
     assert 0.01 < abs(exact - 1) < 0.5

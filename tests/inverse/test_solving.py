@@ -64,6 +64,16 @@ def test_solvers_that_go_on_with_some_samples_have_their_measurements():
     assert out.nfe.shape == (4,)
 
 
+def test_options_that_suit_the_steps_are_taken_unless_they_are_given():
+    score = PRIOR.score(sd.VP())
+    given = {"noise_std": 0.3, "steps": 40}
+    usual = inverse.solve(score, OPERATOR, Y, method="dps", **given)
+    same = inverse.solve(score, OPERATOR, Y, method={"name": "dps", "reach": 5.0}, **given)
+    other = inverse.solve(score, OPERATOR, Y, method={"name": "dps", "reach": 2.0}, **given)
+    assert torch.equal(usual.x, same.x)
+    assert not torch.equal(usual.x, other.x)
+
+
 @pytest.mark.parametrize("method", ["mmps", "replacement", "smc"])
 def test_a_condition_of_a_measurement_is_that_of_all_its_draws(method):
     mixture = sd.LabelledMixture(sd.GaussianMixture([1, 1], MEANS, [0.05, 0.05]), [0, 1])
