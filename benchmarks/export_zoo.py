@@ -11,14 +11,9 @@ import argparse
 from pathlib import Path
 
 import scoresde as sd
-from scoresde.checkpoint import (
-    ZOO,
-    describe_model,
-    write_json,
-    write_tensors,
-    write_yaml,
-)
+from scoresde.checkpoint import ZOO, describe_model
 from scoresde.config import read_yaml
+from scoresde.files import write_json, write_tensors, write_yaml
 from scoresde.saved_steps import latest_checkpoint
 
 
