@@ -58,3 +58,23 @@ def test_samples_look_like_data():
     real = data.x.float()
     assert (drawn.mean(0) - real.mean(0)).abs().max() < 4  # of 16 grey levels
     assert drawn.std() == pytest.approx(float(real.std()), rel=0.15)
+
+
+def test_conditions_help_the_model_that_has_them():
+    """With much noise, the class and a part of the picture say what the state does not."""
+    model, data = sd.load("zoo:mnist-given"), heldout("mnist-given")
+    x0 = model.scaler.encode(data.x[:64], dequantize=False)
+    t = float(model.sde.time(-2.0))
+    eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
+    x = model.sde.perturb(x0, t, eps)
+    operator = sd.inverse.operators.MiddleBox((1, 28, 28))
+    image = model.given.image(operator, operator(x0))
+
+    def error(**cond):
+        with torch.no_grad():
+            return float((model.denoise(x, t, **cond) - x0).square().mean())
+
+    alone = error()
+    assert error(y=data.y[:64]) < 0.9 * alone
+    assert error(y=(data.y[:64] + 1) % 10) > alone
+    assert error(image=image) < 0.4 * alone
