@@ -27,7 +27,7 @@ from torch import Tensor
 from ..config import class_name
 from ..sde.base import Reverse
 from ..solvers.base import Solver
-from .operator import Spectrum, inverse
+from .operator import Spectrum, check_noise, inverse
 
 
 class Level(NamedTuple):
@@ -169,8 +169,7 @@ class InverseSolver(Solver):
         if not isinstance(self.y, Tensor):
             raise ValueError(f"{name} needs a measurement y, got {type(self.y).__name__}")
         self.operator.measurements(self.y)
-        if not 0 <= self.noise_std < math.inf:
-            raise ValueError(f"{name} needs a finite noise_std >= 0, got {self.noise_std}")
+        check_noise(self.noise_std, name)
         if self.operator.spectrum(self.y) is None:
             raise ValueError(
                 f"{name} needs an operator with a spectrum, which "

@@ -19,16 +19,18 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..model import Cost, cost
 from ..sde.base import as_time, match
 from ..wrapped import Wrapped
-from .operator import Operator
+from .operator import Operator, check_noise
 
 FAR = 3.0
 """Standard deviations of the data that :meth:`Denoised.held` reckons with."""
@@ -68,9 +70,7 @@ class Measured(Wrapped):
     """Steps that it takes when not told."""
 
     def __post_init__(self) -> None:
-        name = type(self).__name__
-        if not 0 <= self.noise_std < math.inf:
-            raise ValueError(f"{name} needs a finite noise_std >= 0, got {self.noise_std}")
+        check_noise(self.noise_std, type(self).__name__)
         check_items(self.score, self.operator)
         _fits(self.y, self.operator, "y")
 
@@ -193,7 +193,9 @@ class Denoised:
         if not jacobian:
             self.x0 = _denoise(score, x, t, cond)
             return
-        with torch.enable_grad():
+        # Fused attention has no second derivatives.
+        plain = sdpa_kernel(SDPBackend.MATH) if self._keep else nullcontext()
+        with torch.enable_grad(), plain:
             self._x = x if self._keep and x.requires_grad else x.detach().requires_grad_()
             self._graph = _denoise(score, self._x, t, cond)
         if not self._graph.requires_grad:

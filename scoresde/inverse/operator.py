@@ -62,6 +62,13 @@ def inverse(x: Tensor) -> Tensor:
     return torch.where(x > 0, 1 / torch.where(x > 0, x, 1), 0)
 
 
+def check_noise(noise_std: Any, who: str) -> None:
+    """Refuses a standard deviation of a measurement's noise that is not one number >= 0."""
+    one = isinstance(noise_std, (int, float)) or getattr(noise_std, "ndim", 1) == 0
+    if not one or not 0 <= noise_std < math.inf:
+        raise ValueError(f"{who} needs a finite noise_std >= 0, one number, got {noise_std!r}")
+
+
 class Operator(ABC):
     """A linear map of items ``(B, *shape)`` to measurements ``(B, *out)``.
 
@@ -202,10 +209,11 @@ class Operator(ABC):
         return self._checked(y, self.out, "measurements")
 
     def _checked(self, x: Tensor, shape: tuple[int, ...], kind: str) -> Tensor:
-        if tuple(x.shape[1:]) != tuple(shape):
+        if not isinstance(x, Tensor) or not x.ndim or tuple(x.shape[1:]) != tuple(shape):
             wanted = ", ".join(("B", *map(str, shape)))
+            found = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(
-                f"{kind} of {type(self).__name__} have the shape ({wanted}), got {tuple(x.shape)}"
+                f"{kind} of {type(self).__name__} have the shape ({wanted}), got {found}"
             )
         return x
 

@@ -184,3 +184,15 @@ class Particles:
     def log_evidence_of_all(self) -> float:
         """The estimate of all runs together: the log of their mean evidence."""
         return float(self.log_evidence.logsumexp(0)) - math.log(len(self.log_evidence))
+
+
+def lost_message(lost: Tensor, start: int) -> str:
+    """Which runs have failed."""
+    if not bool(lost.any()):
+        return ""
+    runs = ", ".join(str(start + int(i)) for i in lost.nonzero()[:5, 0])
+    more = ", ..." if int(lost.sum()) > 5 else ""
+    return (
+        f"{int(lost.sum())} of {len(lost)} runs lost all weight ({runs}{more}): the likelihood or "
+        "the twist is 0 or no number wherever their particles are"
+    )

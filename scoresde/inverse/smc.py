@@ -30,14 +30,14 @@ from ..config import ConfigError, describe, unknown
 from ..grids import Grid, grid_of
 from ..model import Cost, cost, evaluating, home
 from ..noise import KeyedNoise, step_seed
-from ..precision import widest
+from ..precision import supported, widest
 from ..sampling import reporting
 from ..sde.base import GaussianSDE, select
 from ..solvers.base import Callback
 from .linear_twists import Full, Isotropic
 from .measured import Denoised, scale_of
-from .operator import Operator
-from .particles import STREAM, Particles, Runs, scheme
+from .operator import Operator, check_noise
+from .particles import STREAM, Particles, Runs, lost_message, scheme
 from .problem import Problem, item_of, one_each, problem_of
 from .twist import Blind, Gradient, Step, Twist, View
 
@@ -133,6 +133,9 @@ def smc(
     scale = scale_of(score, sigma_data, "smc")
     own_device, own_dtype = home(score)
     device, dtype = torch.device(device or own_device), dtype or own_dtype
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"smc keeps particles in float32 or float64, got dtype={dtype}")
+    dtype = supported(dtype, device)
     like = torch.zeros((1, *item_of(score, likelihood, shape)), device=device, dtype=dtype)
     problem = problem_of(likelihood, y, noise_std, draws, particles, like)
     usual = twist is None
@@ -183,7 +186,7 @@ def smc(
         cost=look.cost,
         seconds=time.perf_counter() - began,
         converged=not bool(lost.any()),
-        message=_message(lost, start_index),
+        message=lost_message(lost, start_index),
         solver={
             "name": "smc",
             "twist": twist if isinstance(twist, str) else type(looking).__name__.lower(),
@@ -256,8 +259,7 @@ def _check(
         raise ValueError(f"smc needs a threshold in [0, 1], got {threshold}")
     if order not in (1, 2):
         raise ValueError(f"smc has kernels of order 1 and 2, got order={order}")
-    if not 0 <= noise_std < math.inf:
-        raise ValueError(f"smc needs a finite noise_std >= 0, got {noise_std}")
+    check_noise(noise_std, "smc")
 
 
 def _twist(twist: Any, problem: Problem, like: Tensor) -> Twist:
@@ -290,15 +292,3 @@ def _twist(twist: Any, problem: Problem, like: Tensor) -> Twist:
     if not callable(twist):
         raise unknown("twist", twist, TWISTS)
     return Gradient(twist)
-
-
-def _message(lost: Tensor, start: int) -> str:
-    """Which runs have failed."""
-    if not bool(lost.any()):
-        return ""
-    runs = ", ".join(str(start + int(i)) for i in lost.nonzero()[:5, 0])
-    more = ", ..." if int(lost.sum()) > 5 else ""
-    return (
-        f"{int(lost.sum())} of {len(lost)} runs lost all weight ({runs}{more}): the likelihood or "
-        "the twist is 0 or no number wherever their particles are"
-    )

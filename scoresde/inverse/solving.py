@@ -78,9 +78,11 @@ def solve(
         ValueError: for a measurement or number that does not fit.
     """
     section: dict[str, Any]
-    if draws < 1:
-        raise ValueError(f"draws must be >= 1, got {draws}")
+    if not isinstance(draws, int) or draws < 1:
+        raise ValueError(f"draws must be a whole number >= 1, got {draws}")
     method = default_method(score) if method is None else method
+    if not isinstance(method, (str, Mapping)):
+        raise ConfigError(f"method must be a name or a section, got {method!r}")
     section = {"name": method} if isinstance(method, str) else dict(method)
     name = section.pop("name", None)
     check_items(score, operator)

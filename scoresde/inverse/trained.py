@@ -11,7 +11,6 @@ Models (Nichol et al., 2022), section 3.1, https://arxiv.org/abs/2112.10741.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,7 +19,7 @@ from torch import Tensor
 from ..config import ConfigError
 from ..wrapped import Wrapped
 from .measured import check_items
-from .operator import Operator
+from .operator import Operator, check_noise
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +57,7 @@ class Trained(Wrapped):
                 "this model was not trained to be given a measurement: take a method that needs "
                 "no training, such as pgdm, or train one with a section given"
             )
-        if not 0 <= self.noise_std < math.inf:
-            raise ValueError(f"Trained needs a finite noise_std >= 0, got {self.noise_std}")
+        check_noise(self.noise_std, "Trained")
         check_items(self.score, self.operator)
         self._image(self.y)
 

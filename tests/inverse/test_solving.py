@@ -112,7 +112,11 @@ def test_a_model_that_was_given_measurements_is_asked_as_it_was_trained():
         ({"method": "trained"}, "not trained to be given a measurement"),
         ({"method": {"name": "dps", "sigma_data": 0.4}}, "unknown key method.sigma_data"),
         ({"method": "smc", "draws": 4, "start_index": 6}, "6 is no multiple of draws=4"),
-        ({"draws": 0}, "draws must be >= 1, got 0"),
+        ({"draws": 0}, "draws must be a whole number >= 1, got 0"),
+        ({"draws": 1.5}, "draws must be a whole number >= 1, got 1.5"),
+        ({"method": inverse.MMPS}, "method must be a name or a section, got <class"),
+        ({"noise_std": torch.ones(2), "method": "ddrm"}, "one number, got tensor"),
+        ({"noise_std": torch.ones(2), "method": "smc"}, "one number, got tensor"),
         ({"noise_std": -1.0}, "noise_std"),
     ],
 )
@@ -121,6 +125,8 @@ def test_mistakes_are_named(settings, message):
         inverse.solve(PRIOR.score(sd.VP()), OPERATOR, Y, **settings)
     with pytest.raises(ValueError, match="measurements of Linear"):
         inverse.solve(PRIOR.score(sd.VP()), OPERATOR, Y.T)
+    with pytest.raises(ValueError, match=r"the shape \(B, 1\), got list"):
+        inverse.solve(PRIOR.score(sd.VP()), OPERATOR, Y.tolist())
 
 
 @pytest.mark.parametrize("method", [*METHODS, "trained"])
