@@ -86,6 +86,7 @@ def scaled(
     own = dot(w, operator(back))
     alive = own > 0
     c = torch.where(alive, dot(w, r), 0) / torch.where(alive, own + a * dot(w, w), 1)
+    full = min(full, torch.finfo(c.dtype).max)  # noise may be next to none
     return beside((reach * c).clamp_max(full), back) * back
 
 

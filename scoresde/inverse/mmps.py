@@ -5,9 +5,9 @@ r"""Moment-matching posterior sampling: the covariance is the score's own.
 Products with ``V`` are vector-Jacobian products, so the system is solved by conjugate gradients,
 preconditioned by the covariance ``noise_std^2 I + r_t^2 A A^T`` of data ``N(0, sigma_data^2 I)``.
 For Gaussian data it is exact once the iterations reach the number of distinct eigenvalues of the
-preconditioned system. One iteration goes in PGDM's direction, as far as the score's own
-covariance says; that came closest on mixtures at equal passes of the network, up to some hundreds.
-Three or more pay where data are correlated and many numbers are measured, from 100 passes on.
+preconditioned system. One iteration goes in PGDM's direction, as far as the score's own covariance
+says; further ones cost a product each, and pay where data are correlated and many numbers are
+measured.
 
 Source: Learning Diffusion Priors from Observations by Expectation Maximization (Rozet et al.,
 2024), https://arxiv.org/abs/2405.13712.

@@ -67,6 +67,13 @@ def test_with_all_reach_it_is_the_paper_s_gaussian(mixture):
     torch.testing.assert_close(led(x.detach(), t), (score(x, t) - gradient).detach())
 
 
+def test_next_to_no_noise_is_none(mixture):
+    single, a = mixture.to(dtype=torch.float32).score(sd.VP()), Linear(draws(1, 2, seed=1))
+    y, x = draws(1, 1, seed=2), draws(3, 2, seed=3).float()
+    found, exact = (DPS(single, a, y, std).denoise(x, 0.4) for std in (1e-25, 0.0))
+    torch.testing.assert_close(found, exact)
+
+
 def test_more_steps_bear_a_longer_reach():
     assert [DPS.suited(n)["reach"] for n in (1, 10, 40, 64, 1000)] == [2, 2, 5, 8, 8]
 

@@ -1,6 +1,5 @@
 """What the scores led by a measurement share: batches, conditions, costs, gradients, errors."""
 
-
 import pytest
 import torch
 from torch import nn
