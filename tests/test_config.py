@@ -4,7 +4,7 @@ from dataclasses import dataclass
 import pytest
 
 import scoresde as sd
-from scoresde import config
+from scoresde import config, parameterization
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def test_a_name_alone_imports_nothing(elsewhere, monkeypatch):
     for section, room in (
         (f"{elsewhere}.Own", sd.sde),
         ({"name": f"{elsewhere}.Own", "extra": 3}, sd.sde),
-        ({"name": "eps", "label": label}, sd.parameterization),
+        ({"name": "eps", "label": label}, parameterization),
     ):
         with pytest.raises(sd.ConfigError, match=f"import {elsewhere} before.*IMPORT={elsewhere}"):
             config.build(section, room, "sde")
@@ -55,7 +55,7 @@ def test_a_name_alone_imports_nothing(elsewhere, monkeypatch):
     monkeypatch.setenv("SCORESDE_IMPORT", f"other,{elsewhere}")
     assert config.build({"name": f"{elsewhere}.Own", "extra": 3}, sd.sde, "sde").extra == 3
     monkeypatch.delenv("SCORESDE_IMPORT")
-    built = config.build({"name": "eps", "label": label}, sd.parameterization, "parameterization")
+    built = config.build({"name": "eps", "label": label}, parameterization, "parameterization")
     assert built.label.sde.extra == 1
     with pytest.raises(sd.ConfigError, match="is not a dataclass"):  # not asked for what it lacks
         config.build(f"{elsewhere}.Other", sd.sde, "sde")
