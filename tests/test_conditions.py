@@ -74,6 +74,11 @@ def plain(**settings):
 Y = torch.tensor([0, 1, 2, 0])
 
 
+def test_a_batch_without_classes_is_asked_with_one():
+    for y in ([3, 3], [3, 0], [2, 2]):  # 3 stands for none
+        check_used(model_of("mlp", 3, True), {"y": torch.tensor(y)}, torch.zeros(2, 3))
+
+
 def test_asked_once_for_each_condition_of_a_score():
     model = plain(b=1.0, c=1.0).train()
     x, image = torch.zeros(4, 2), torch.ones(4, 3)

@@ -80,7 +80,10 @@ class Classifier(Pulled):
         with recording() as kept:
             at = leaf(x, kept)
             told = [recordable(v) for v in (t, *([cond["y"]] if "y" in cond else []))]
-            pull = gradient(self.classifier(at, *told), at, kept, "classifier")
+            log_p = self.classifier(at, *told)
+            forgotten = "y" not in cond and log_p.ndim > 1
+            name = "classifier" + ", without a condition y," * forgotten
+            pull = gradient(log_p, at, kept, name)
         return reading, pull
 
     def cost(self, t: Tensor) -> Cost:

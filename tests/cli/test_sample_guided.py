@@ -9,6 +9,7 @@ import torch
 import yaml
 
 import scoresde as sd
+from scoresde import checkpoint
 from scoresde.conditions import randomize
 from scoresde.guidance import Autoguidance, Classifier, ClassifierFree
 
@@ -117,6 +118,18 @@ def test_by_a_bad_version(run, classes):
     assert ", autoguidance 2: 5 evaluations each (10 of networks)" in line
     x, _, _ = sampled(run, "m", "--autoguide", "bad", "--autoguide-scale", 1)
     assert np.allclose(x, drawn(model, labels), atol=1e-5)
+    x, _, _ = sampled(run, "m", "--autoguide", "bad", "--guidance-interval", "0.1,2")
+    some = Autoguidance(model, bad, 2.0, (0.1, 2.0))
+    assert np.allclose(x, drawn(some, labels), atol=1e-5)
+    assert np.abs(x - drawn(Autoguidance(model, bad, 2.0), labels)).max() > 1e-3
+
+
+def test_a_bad_version_is_of_the_same_weights(run, monkeypatch):
+    build("m")
+    asked, load = [], checkpoint.load
+    monkeypatch.setattr(checkpoint, "load", lambda *a, **k: asked.append(k) or load(*a, **k))
+    run("sample", "m", "--autoguide", "m", "--weights", "raw", *FAST, "--out", "a.npy")
+    assert [k["weights"] for k in asked] == ["raw", "raw"]
 
 
 def test_with_densities_and_steps_of_each_sample(run):
