@@ -108,7 +108,7 @@ def ours(
         for few in (12, 2):  # more steps may be dearer each
             first, second = (sum(run(y[:1], 2, steps).cost) for steps in (few, few + 1))
             steps = few + (budget - first) // (second - first)
-            if steps >= 2 and sum(run(y[:1], 2, steps).cost) <= budget:
+            if steps >= few - 1 and steps >= 2 and sum(run(y[:1], 2, steps).cost) <= budget:
                 break
         else:
             raise ValueError(f"{section} needs more than {budget} passes")

@@ -41,7 +41,7 @@ from .particles import STREAM, Particles, Runs, lost_message, scheme
 from .problem import Problem, item_of, one_each, problem_of
 from .twist import Blind, Gradient, Step, Twist, View
 
-FEW = 10
+FEW = 11
 """Steps below which kernels of order 1 on the logistic grid come closer."""
 TWISTS = ("dps", "smoothed", "pgdm", "mmps", "none")
 FULL = 8
@@ -93,7 +93,7 @@ def smc(
         draws: number of runs.
         steps: kernels, of which each evaluates the score once for each particle.
         grid: where they lie between ``t_max`` and ``t_end``; ``"logsnr"``, or ``"logistic"`` below
-            10 steps, if None.
+            11 steps, if None.
         twist: how particles look ahead. ``"mmps"`` (default for operators): as the covariance of
             the score says, all of it up to 8 dimensions, one product of it beyond; ``"pgdm"``:
             data seen through noise spread alike in all directions; ``"smoothed"`` (default for
@@ -102,7 +102,7 @@ def smc(
             noise; a function ``(x0_hat, t) -> log psi``; ``"none"``: particles of the prior,
             weighed at the end.
         order: of the kernels of the chain: 2 leads their means on by the step before, and is taken
-            from 10 steps on if None. ``"mmps"`` up to 8 dimensions has kernels of its own, with
+            from 11 steps on if None. ``"mmps"`` up to 8 dimensions has kernels of its own, with
             the moments of the exact ones.
         sigma_data: standard deviation of the data in model range; that of the model's
             parameterization if None, and 1 if it has none.
