@@ -204,10 +204,27 @@ def test_a_trained_model_is_the_score_of_its_image():
         assert torch.equal(score.denoise(x, t), model.denoise(x, t, image=image[[0, 0]]))
     with pytest.raises(ValueError, match="2 measurements do not fit 3 samples"):
         Trained(model, operator, y)(torch.randn(3, 1, 8, 8), t)
-    with pytest.raises(ValueError, match="Trained needs a finite noise_std >= 0, got -1"):
+    with pytest.raises(
+        ValueError, match="Trained needs a finite noise_std >= 0, one number, got -1"
+    ):
         Trained(model, operator, y, -1.0)
     with pytest.raises(ConfigError, match="not trained to be given a measurement"):
         Trained(sd.ScoreModel(sd.nets.MLP((2,)), sd.VP(), sd.V()), operator, y)
+
+
+def test_the_image_of_a_measurement_is_where_the_model_is():
+    class Far(sd.Score):
+        """On a device of its own, in a dtype of its own."""
+
+        sde, given = sd.VP(), given.Masked()
+        device, dtype = torch.device("meta"), torch.float32
+
+        def __call__(self, x, t, image):
+            return x
+
+    mask = Mask(torch.tensor([[1.0, 0.0]]))
+    ((_, cond),) = Trained(Far(), mask, torch.ones(1, 1, 2, dtype=torch.float64)).asks({})
+    assert (cond["image"].device.type, cond["image"].dtype) == ("meta", torch.float32)
 
 
 def test_further_conditions_change_nothing_at_first():

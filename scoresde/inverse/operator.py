@@ -215,6 +215,11 @@ class Operator(ABC):
             raise ValueError(
                 f"{kind} of {type(self).__name__} have the shape ({wanted}), got {found}"
             )
+        if not (x.is_floating_point() or x.is_complex()):
+            raise ValueError(
+                f"{kind} of {type(self).__name__} are floating-point numbers in model range, "
+                f"got {x.dtype}"
+            )
         return x
 
     def _random(self, batch: int, shape: tuple[int, ...], seed: int = 0) -> Tensor:

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ..config import ConfigError
+from ..model import home
 from ..wrapped import Wrapped
 from .measured import check_items
 from .operator import Operator, check_noise
@@ -64,7 +65,7 @@ class Trained(Wrapped):
     def asks(self, cond: dict[str, Any]) -> list[tuple[Any, dict[str, Any]]]:
         """The model, which is given the image of the measurement."""
         cond = dict(cond)
-        y = cond.pop("measurement", self.y)
+        y = cond.pop("measurement", self.y).to(*home(self.score))
         return [(self.score, {**cond, "image": self._image(y)})]
 
     def _image(self, y: Tensor) -> Tensor:

@@ -218,3 +218,16 @@ def test_masks_and_matrices_take_the_shape_too():
         config.build({"name": "average-pool", "factor": 5}, room, "operator", shape=(3, 16, 16))
     with pytest.raises(config.ConfigError, match="did you mean 'bicubic'"):
         config.build("bicubics", room, "operator", shape=(3, 16, 16))
+
+
+def test_whole_numbers_are_refused():
+    # In their dtype the weights of a mean would be zeros.
+    pool = room.AveragePool((1, 4, 4), 2)
+    pixels = torch.randint(0, 255, (2, 1, 4, 4), generator=torch.Generator().manual_seed(0))
+    for x in (pixels, pixels.byte(), pixels > 100):
+        with pytest.raises(
+            ValueError, match=r"items of AveragePool are floating-point .* got torch"
+        ):
+            pool(x)
+    with pytest.raises(ValueError, match=r"measurements of AveragePool are floating-point"):
+        pool.adjoint(pixels[:, :, :2, :2])
