@@ -132,7 +132,7 @@ def command(
         if solver is not None or settings:
             how["solver"] = options.solver(solver or model.sde.default_solver, settings)
         if keep is not None:
-            how["keep"] = mask_of(keep, False, tuple(given.x.shape[1:])).mask  # type: ignore[attr-defined]
+            how["keep"] = mask_of(keep, False, tuple(given.x.shape[1:]), resize).mask
         about |= {"item": given.name, "keep": keep}
         noise = (STRENGTH if strength is None and t_start is None else strength, t_start)
         found = _edit(model, led, given, noise, draws or DRAWS, about, how, out, device)
@@ -176,6 +176,7 @@ def _edit(
     strength, t_start = noise
     x = encode_items(model, given.x.to(device), about["seed"], 0, dequantize=False)
     cond = classes(model, led.classes, given.label, about["label"], device)
+    about = {**about, "label": int(cond["y"]) if cond else None}
     if strength is not None:
         how["strength"] = strength
     parts = [

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import specs
-from .restore import Problem, Settings, items, measured, restore, restoring
+from .restore import Problem, Settings, items, measured, operator_of, restore, restoring
 
 if TYPE_CHECKING:
     import torch
 
-    from ..inverse import Operator
+    from ..inverse import Mask
     from ..model import ScoreModel
 
 
@@ -48,21 +47,38 @@ def command(images: tuple[str, ...], mask: str, invert: bool, chosen: Settings) 
     restore(chosen, problem, "inpaint")
 
 
-def mask_of(text: str, invert: bool, shape: tuple[int, ...]) -> Operator:
-    """The mask that ``--mask`` names: a picture file, or a region by its name."""
-    from ..config import build
-    from ..inverse import Mask, operators
+def mask_of(text: str, invert: bool, shape: tuple[int, ...], crop: bool = False) -> Mask:
+    """The mask that ``--mask`` names: a picture file, or a region by its name.
 
+    Args:
+        text: the file, or name and fields of the region.
+        invert: whether white pixels are unknown.
+        shape: of an item.
+        crop: whether a picture of other proportions is cropped, as items are by ``--resize``.
+
+    Raises:
+        ValueError: for what is no mask, or one that hides nothing.
+    """
+    from ..inverse import operators
+
+    named, _, rest = text.partition(":file=")
+    text = rest if named == "picture" and rest else text
     if Path(text).is_file():
-        return operators.Picture(shape, file=Path(text), white="unknown" if invert else "known")
-    if invert:
-        raise ValueError("--invert is about the picture of a mask, and --mask is no such file")
-    if Path(text).suffix.lower() in (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"):
-        raise ValueError(f"cannot read the mask {text}: there is no such file")
-    section: dict[str, Any] = specs.section(text, "mask")
-    operator: Operator = build(section, operators, "mask", shape=shape)
-    if not isinstance(operator, Mask):
-        raise ValueError(
-            f"{section['name']!r} is no mask: take `scoresde solve --operator {text}`"
-        )
-    return operator
+        white: Any = "unknown" if invert else "known"
+        try:
+            mask: Mask = operators.Picture(shape, file=Path(text), white=white, crop=crop)
+        except ValueError as error:
+            what = str(error).removeprefix(f"cannot read the mask {text}: ")
+            raise ValueError(f"cannot take the mask {text}: {what}") from error
+    else:
+        if invert:
+            raise ValueError("--invert is about the picture of a mask, and --mask is no such file")
+        if Path(text).suffix.lower() in FILES or Path(text).exists():
+            raise ValueError(f"cannot read the mask {text}: there is no such file")
+        mask = operator_of(text, shape, "mask")  # type: ignore[assignment]
+    if bool(mask.mask.all()):
+        raise ValueError(f"the mask {text} leaves nothing to draw: all of it is known")
+    return mask
+
+
+FILES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".npy", ".npz")

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from ..model import ScoreModel
 
 ACCEPTED = (
-    "an image file, a .npy of one item in data units (FILE.npy:3 for the fourth of several), "
+    "an image file (.png, .jpg, .webp, .bmp, .gif), a .npy of one item in data units (FILE.npy:3 "
+    "for the fourth of several), "
     "or the index of an item that the run held out"
 )
 
@@ -31,7 +32,7 @@ def read_item(model: ScoreModel, run: str, text: str, resize: bool = False) -> I
         ValueError: nothing there, a file that cannot be read, or another shape.
     """
     file, _, index = text.rpartition(":")
-    if index.isdigit() and file.lower().endswith(".npy"):
+    if index.isdecimal() and file.lower().endswith(".npy"):
         return Item(_array(model, Path(file), int(index)), None, text)
     path = Path(text)
     if path.is_file():
@@ -39,9 +40,9 @@ def read_item(model: ScoreModel, run: str, text: str, resize: bool = False) -> I
             return Item(read_picture(model, path, resize=resize), None, text)
         if path.suffix.lower() == ".npy":
             return Item(_array(model, path, None), None, text)
-    if text.isdigit():
+    if text.isdecimal():
         return _held_out(model, run, int(text))
-    what = "cannot read this kind of file" if path.is_file() else "there is no such file"
+    what = "cannot read this kind of file" if path.exists() else "there is no such file"
     raise ValueError(f"no item at {text!r}: {what}; accepted: {ACCEPTED}")
 
 
@@ -73,6 +74,7 @@ def read_picture(
 
     from ..data.pictures import decode
 
+    wanted = "the model takes items" if shape is None else "what was measured is"
     shape = _shape(model) if shape is None else shape
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise ValueError(f"{path} is a picture, and the model takes items of shape {shape}")
@@ -88,7 +90,7 @@ def read_picture(
         luma = torch.tensor([0.299, 0.587, 0.114]).reshape(1, 3, 1, 1)
         pixels = (pixels * luma).sum(1, keepdim=True).round()
     pixels = pixels.expand(-1, shape[0], -1, -1)
-    _check(tuple(pixels.shape[1:]), shape, str(path))
+    _check(tuple(pixels.shape[1:]), shape, str(path), wanted)
     scaler = model.scaler
     if scaler is None:
         return pixels / 127.5 - 1
@@ -158,7 +160,11 @@ def _array(model: ScoreModel, path: Path, index: int | None) -> Tensor:
 def _held_out(model: ScoreModel, run: str, index: int) -> Item:
     from .heldout import held_out_data
 
-    data = held_out_data(run, None, "test")
+    try:
+        data = held_out_data(run, None, "test")
+    except ValueError as error:
+        what = str(error).removesuffix(": name them with --data")
+        raise ValueError(f"no held-out item {index}: {what}; give a file as the item") from error
     if index >= len(data):
         raise ValueError(
             f"no held-out item {index}: {run} held out items 0 to {len(data) - 1} of {data.name}"
@@ -174,6 +180,8 @@ def _shape(model: ScoreModel) -> tuple[int, ...]:
     return tuple(model.shape)
 
 
-def _check(found: tuple[int, ...], wanted: tuple[int, ...], name: str) -> None:
+def _check(
+    found: tuple[int, ...], wanted: tuple[int, ...], name: str, by: str = "the model takes items"
+) -> None:
     if found != wanted:
-        raise ValueError(f"{name} is of shape {found}, and the model takes items of {wanted}")
+        raise ValueError(f"{name} is of shape {found}, and {by} of {wanted}")

@@ -31,7 +31,10 @@ def device(command: F) -> F:
 def seed(command: F) -> F:
     """``--seed``."""
     return click.option(
-        "--seed", type=click.IntRange(min=0), default=None, help="Seed of everything random."
+        "--seed",
+        type=click.IntRange(0, 2**63 - 1),
+        default=None,
+        help="Seed of everything random.",
     )(command)
 
 
@@ -180,6 +183,8 @@ def check_writable(file: Path | None) -> None:
     """Refuses, before any work, a file that could not be written in the end."""
     if file is None:
         return
+    if not file.name or file.is_dir():
+        raise ValueError(f"cannot write {str(file)!r}: it is a folder, or no name")
     folder = file.parent
     while not folder.exists():
         folder = folder.parent

@@ -117,9 +117,9 @@ def restore(
     import torch
 
     from ..checkpoint import load
-    from ..inverse import solve
     from ..inverse.solving import default_method
     from .draws import write_draws
+    from .restored import about_run, beside, figures, lines
 
     out = chosen.out or Path(f"{command}.png")
     if out.suffix not in (".png", ".npy"):
@@ -132,13 +132,7 @@ def restore(
     led, cond = conditioned(model, chosen, len(posed.y), device)
     section = method_of(chosen) or default_method(led.score)
     began = time.perf_counter()
-    drawn = solve(
-        led.score, posed.operator, posed.y, noise_std=chosen.noise, method=section,
-        draws=chosen.draws, steps=chosen.steps, grid=options.grid(chosen.grid),
-        solver=None if chosen.solver is None else options.solver(chosen.solver, ()),
-        seed=chosen.seed or 0, progress=options.on_screen(),
-        threshold=options.section(chosen.threshold, "--threshold"), **cond,
-    )  # fmt: skip
+    drawn = draw(led.score, posed, chosen, section, cond)
     seconds = time.perf_counter() - began
     found = drawn.x.reshape(len(posed.y), chosen.draws, *posed.operator.shape)
     with torch.no_grad():
@@ -154,6 +148,36 @@ def restore(
     options.speak(f"written {out}")
 
 
+def draw(
+    score: Any, posed: Problem, chosen: Settings, section: dict[str, Any], cond: dict[str, Any]
+) -> Samples:
+    """The results of all items, some at a time: they do not depend on how many."""
+    from ..inverse import solve
+    from ..inverse.solving import SMC
+    from ..samples import join
+
+    draws, count = chosen.draws, len(posed.y)
+    # The draws of a run of particles are made together.
+    most = draws if section["name"] == SMC else min(draws, BATCH)
+    items = max(1, BATCH // most)
+    rows = [(i, first) for i in range(0, count, items) for first in range(0, draws, most)]
+    return join([
+        solve(
+            score, posed.operator, posed.y[i : i + items], noise_std=chosen.noise, method=section,
+            draws=min(most, draws - first), steps=chosen.steps, grid=options.grid(chosen.grid),
+            solver=None if chosen.solver is None else options.solver(chosen.solver, ()),
+            seed=chosen.seed or 0, start_index=i * draws + first, progress=options.on_screen(),
+            threshold=options.section(chosen.threshold, "--threshold"),
+            **{name: value[i : i + items] for name, value in cond.items()},
+        )
+        for i, first in rows
+    ])  # fmt: skip
+
+
+BATCH = 256
+"""Results that are drawn at once."""
+
+
 def method_of(chosen: Settings) -> dict[str, Any] | None:
     """``--method`` with its ``--set``, None for the model's own."""
     from . import specs
@@ -162,7 +186,10 @@ def method_of(chosen: Settings) -> dict[str, Any] | None:
         if chosen.settings:
             raise ValueError("--set belongs to a method: name it by --method")
         return None
-    return {**specs.section(chosen.method, "method"), **options.key_values(chosen.settings)}
+    given = options.key_values(chosen.settings)
+    if "name" in given:
+        raise ValueError("--set name: the method is named by --method")
+    return {**specs.section(chosen.method, "method"), **given}
 
 
 def conditioned(
@@ -208,95 +235,37 @@ MEASUREMENT = 1 << 42
 """Keeps the noise of measurements apart from that of the draws of the same seed."""
 
 
-def figures(posed: Problem, found: Tensor) -> dict[str, Any]:
-    """How far the draws and their mean are from the items, and their measurement from ``y``."""
-    n, draws = found.shape[:2]
-    again = posed.operator(found.flatten(0, 1)).reshape(n, draws, *posed.y.shape[1:])
-    miss = (posed.operator.seen((again - posed.y[:, None]).flatten(0, 1))).flatten(1)
-    told: dict[str, Any] = {
-        "residual": float((miss.square().sum(1) / posed.operator.count).mean().sqrt()),
-        "spread": float(found.double().var(1, correction=min(1, draws - 1)).mean().sqrt()),
+def operator_of(text: str, shape: tuple[int, ...], kind: str) -> Operator:
+    """The ``"operator"``, or the ``"mask"``, of a name and its fields.
+
+    Raises:
+        ValueError: for a name or field that is none, or that only Python can give.
+    """
+    from dataclasses import MISSING, fields
+
+    from ..config import build, names, unknown
+    from ..inverse import Mask, operators
+    from . import specs
+
+    section = specs.section(text, kind)
+    classes = names(operators)
+    plain = {
+        name
+        for name, cls in classes.items()
+        for needed in [{f.name for f in fields(cls) if f.init and f.default is MISSING}]
+        if needed <= {"shape"} and (kind != "mask" or issubclass(cls, Mask))
     }
-    if posed.x is not None:
-        told["rmse"] = float((found - posed.x[:, None]).double().square().mean().sqrt())
-        told["rmse_of_mean"] = float((found.mean(1) - posed.x).double().square().mean().sqrt())
-    return told
-
-
-def about_run(
-    chosen: Settings,
-    posed: Problem,
-    drawn: Samples,
-    section: dict[str, Any],
-    guidance: dict[str, Any] | None,
-    seconds: float,
-) -> dict[str, Any]:
-    """The settings of a run, and what it cost, for its JSON."""
-    cost = drawn.cost
-    return {
-        "model": chosen.run, "items": posed.names, "draws": chosen.draws,
-        "operator": operator_of(posed.operator), "noise_std": chosen.noise,
-        "method": section, "label": chosen.label, "guidance": guidance,
-        "nfe": drawn.mean_nfe, "forwards": None if cost is None else cost.forwards,
-        "products": None if cost is None else cost.products, "seconds": seconds,
-        "converged": drawn.converged, "message": drawn.message, "solver": drawn.solver,
-        "grid": drawn.grid, "steps": drawn.steps, "seed": drawn.seed, "weights": drawn.weights,
-    }  # fmt: skip
-
-
-def operator_of(operator: Operator) -> dict[str, Any]:
-    """Name and numbers of an operator."""
-    import dataclasses
-
-    from ..config import class_name
-
-    found: dict[str, Any] = {"name": class_name(type(operator))}
-    for field in dataclasses.fields(operator):  # type: ignore[arg-type]
-        value = getattr(operator, field.name)
-        if isinstance(value, (bool, int, float, str, Path)):
-            found[field.name] = str(value) if isinstance(value, Path) else value
-    return {**found, "measured": operator.count}
-
-
-def lines(chosen: Settings, posed: Problem, drawn: Samples, report: dict[str, Any]) -> list[str]:
-    """What the command says."""
-    name = report["method"]["name"]
-    count = f"{len(posed.y)} item{'s' * (len(posed.y) > 1)}"
-    spent = f"{drawn.mean_nfe:.4g} evaluations"
-    if drawn.cost is not None and drawn.cost.products:
-        spent += f" and {drawn.cost.products} products with the Jacobian"
-    told = [
-        f"{chosen.draws} results for {count} under {chosen.run} by {name}: {spent} each, "
-        f"{report['seconds']:.1f} s, {drawn.weights} weights, seed {drawn.seed}"
-    ]
-    if "rmse" in report:
-        told.append(
-            f"from the input: {report['rmse']:.4f} a result, {report['rmse_of_mean']:.4f} their "
-            f"mean; spread {report['spread']:.4f}, residual {report['residual']:.4f} (root mean "
-            "squares in model range)"
+    name = section["name"]
+    if name in classes and name not in plain:
+        if kind == "mask" and not issubclass(classes[name], Mask):
+            raise ValueError(f"{name!r} is no mask: take `scoresde solve --operator {text}`")
+        raise ValueError(
+            f"{kind} {name!r} is for Python alone; accepted: {', '.join(sorted(plain))}"
         )
-    else:
-        told.append(
-            f"spread {report['spread']:.4f}, residual {report['residual']:.4f} (root mean squares "
-            "in model range)"
-        )
-    return told
-
-
-def beside(model: ScoreModel, posed: Problem) -> list[Any]:
-    """What a picture shows before the results: the items where known, and their measurements."""
-    from ..inverse import Fourier, Mask
-    from ..pictures import as_images
-    from ..sheet import Column
-    from .draws import Shown
-
-    operator, y = posed.operator, posed.y
-    found: list[Any] = [] if posed.x is None else [Shown("input", model, posed.x)]
-    if isinstance(operator, Mask):
-        return [*found, Shown(posed.measured, model, y, operator.mask)]
-    images = None
-    if len(operator.out) == len(operator.shape) > 1 and not isinstance(operator, Fourier):
-        images = as_images(((y.clamp(-1, 1) + 1) * 127.5).round().to("cpu").byte())
-    if images is not None and images.shape[1] in (1, 3):
-        return [*found, Column(posed.measured, images)]
-    return [*found, Shown("pseudo-inverse", model, operator.pinv(y))]
+    own = "." in name and all(part.isidentifier() for part in name.split("."))
+    if name not in plain and not own:
+        raise unknown(kind, name, plain)
+    operator: Operator = build(section, operators, kind, shape=shape)
+    if kind == "mask" and not isinstance(operator, Mask):
+        raise ValueError(f"{name!r} is no mask: take `scoresde solve --operator {text}`")
+    return operator

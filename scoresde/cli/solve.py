@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from . import specs
-from .restore import Problem, Settings, items, measured, restore, restoring
+from .restore import Problem, Settings, items, measured, operator_of, restore, restoring
 
 if TYPE_CHECKING:
     import torch
@@ -48,11 +47,7 @@ def command(
         raise click.UsageError("give IMAGE... or --measurement, one of the two")
 
     def problem(model: ScoreModel, chosen: Settings, device: torch.device) -> Problem:
-        from ..config import build
-        from ..inverse import operators
-
-        shape = tuple(model.shape or ())
-        operator = build(specs.section(text, "operator"), operators, "operator", shape=shape)
+        operator = operator_of(text, tuple(model.shape or ()), "operator")
         if measurement is not None:
             y = read_measurement(measurement, operator.out).to(device)
             return Problem(operator, y, None, [f"{measurement}:{i}" for i in range(len(y))])

@@ -224,22 +224,27 @@ def _distance(grid: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Picture(Region):
-    """A black and white picture of what is known; resized to the item, nearest pixels.
+    """A black and white picture of what is known, of the proportions of the item.
+
+    It is resized to the item by nearest pixels.
 
     Args:
         file: of the picture; its pixels are white from half of full brightness on.
         white: whether white is ``known`` or ``unknown``.
+        crop: whether a picture of other proportions is cropped about its centre.
 
     Raises:
-        ValueError: for a file that cannot be read, or items that are no pictures.
+        ValueError: for a file that cannot be read, other proportions, or items that are no
+            pictures.
     """
 
     file: Path = Path("mask.png")
     white: Literal["known", "unknown"] = "known"
+    crop: bool = False
 
     def places(self, space: tuple[int, ...]) -> Tensor:
         """The white pixels, or the black ones."""
-        from PIL import Image
+        from PIL import Image, ImageOps
 
         if len(space) != 2:
             raise ValueError(f"a mask from a picture is for pictures (C, H, W), not {self.shape}")
@@ -247,8 +252,15 @@ class Picture(Region):
             raise ValueError(f"white is known or unknown in a mask, got {self.white!r}")
         try:
             with Image.open(self.file) as opened:
-                grey = opened.convert("L").resize(space[::-1], Image.Resampling.NEAREST)
+                grey = opened.convert("L")
         except OSError as error:
             raise ValueError(f"cannot read the mask {self.file}: {error}") from error
+        height, width = space
+        if not self.crop and abs(grey.width * height - grey.height * width) >= max(space):
+            raise ValueError(
+                f"cannot read the mask {self.file}: it is {grey.width} x {grey.height}, and items "
+                f"are {width} x {height}: other proportions"
+            )
+        grey = ImageOps.fit(grey, (width, height), Image.Resampling.NEAREST)
         pixels = torch.frombuffer(bytearray(grey.tobytes()), dtype=torch.uint8).reshape(space)
         return (pixels >= 128) ^ (self.white == "unknown")

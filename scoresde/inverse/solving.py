@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import make_dataclass
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor
 
-from ..config import ConfigError, construct, names, resolve, unknown
+from ..config import ConfigError, construct, names, resolve, unknown, validate
 from ..model import Cost
 from ..samples import Samples
 from ..sampling import sample
@@ -158,7 +159,9 @@ def particles(
     for key in section:
         if key not in known:
             raise unknown("key method." + key + " of smc:", key, known)
-    section = {"particles": max(64, draws), **section}
+    hints = get_type_hints(smc)
+    kept = make_dataclass("smc", [(name, hints[name]) for name in known])
+    section = {"particles": max(64, draws), **validate(kept, section, "method")}
     out = smc(
         score, operator, y, noise_std, draws=len(y), start_index=first, **section, **settings
     )

@@ -159,6 +159,19 @@ def test_classes_are_the_items_own_or_the_given_and_can_be_guided_to(run, tmp_pa
     assert (np.abs(moved - np.load(tmp_path / "item.npy")) > 1).any()
 
 
+def test_a_kept_picture_is_cropped_with_the_item(run, tmp_path):
+    wide = np.zeros((8, 16), np.uint8)
+    wide[:, :8] = 255  # of the centre square the left half
+    Image.fromarray(wide).save(tmp_path / "mask.png")
+    Image.fromarray(np.arange(128, dtype=np.uint8).reshape(8, 16)).save(tmp_path / "wide.png")
+    common = ["edit", "wide.png", "--model", "zoo:digits", "--resize", "-n", 2, *FAST]
+    run(*common, "--keep", "mask.png", "--out", "a.npy")
+    run(*common, "--keep", "half:side=left", "--out", "b.npy")
+    assert np.array_equal(np.load(tmp_path / "a.npy"), np.load(tmp_path / "b.npy"))
+    said = run("edit", 0, "--model", "zoo:digits", "--keep", "mask.png", code=1)
+    assert "it is 16 x 8, and items are 8 x 8: other proportions" in said.err
+
+
 def test_a_region_is_left_as_it_is(run, tmp_path):
     common = ["edit", 3, "--model", "zoo:digits", "--strength", 0.8, "-n", 2, *FAST]
     item = held_out_data("zoo:digits", None, "test").x[3].numpy().astype(int)

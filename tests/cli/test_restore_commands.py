@@ -184,6 +184,57 @@ def test_items_that_are_no_pictures_are_drawn_as_curves(tmp_path):
             assert image.width > image.height > 100
 
 
+def test_pictures_that_do_not_fit_are_named(colours, tmp_path):
+    square = np.zeros((8, 8), np.uint8)
+    square[:, :4] = 255
+    for name, pixels in (
+        ("wide", square[:4]),
+        ("white", square * 0 + 255),
+        ("black", square * 0),
+    ):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    for name, message in (
+        ("wide", "it is 8 x 4, and items are 8 x 8: other proportions"),
+        ("white", "leaves nothing to draw"),
+        ("black", "a mask needs a known entry"),
+    ):
+        said = run("inpaint", 0, *DIGITS, "--mask", tmp_path / f"{name}.png", code=1)
+        assert f"the mask {tmp_path / name}.png" in said
+        assert message in said
+    said = run("superres", tmp_path / "white.png", "--small", "--factor", 2, *DIGITS, code=1)
+    assert "white.png is of shape (1, 8, 8), and what was measured is of (1, 4, 4)" in said
+    said = run("inpaint", 0, "--model", colours, code=1)
+    assert "no held-out item 0" in said
+    assert "give a file as the item" in said
+    assert "--data" not in said
+
+
+@pytest.mark.parametrize("method", ["pgdm", "replacement", "smc:particles=6"])
+def test_results_do_not_depend_on_how_many_are_drawn_at_once(tmp_path, monkeypatch, method):
+    from scoresde.cli import restore
+
+    for name, batch in (("a", 256), ("b", 6), ("c", 2)):
+        monkeypatch.setattr(restore, "BATCH", batch)
+        run("inpaint", 0, 1, *DIGITS, "--method", method, "--out", tmp_path / f"{name}.npy")
+    a, b, c = (np.load(tmp_path / f"{name}.npy").astype(int) for name in "abc")
+    assert a.shape == (2, 3, 1, 8, 8)
+    assert np.abs(a - b).max() <= 1  # a level, by rounding
+    assert np.abs(a - c).max() <= 1
+
+
+def test_figures_tell_of_guidance_thresholds_and_dequantisation(tmp_path):
+    figures = tmp_path / "figures.json"
+    said = run("inpaint", 0, "--model", "zoo:digits", "--steps", 2, "-n", 1, "--autoguide",
+               "zoo:digits", "--threshold", "static", "--dequantize", "--method", "ddrm",
+               "--out", tmp_path / "x.png", "--json", figures)  # fmt: skip
+    assert "1 result for 1 item under zoo:digits by ddrm, autoguidance 2: 3 evaluations (6 of" in (
+        said
+    )
+    report = json.loads(figures.read_text())
+    assert report["threshold"]["mode"] == "static"
+    assert report["dequantize"] is True
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -195,6 +246,17 @@ def test_items_that_are_no_pictures_are_drawn_as_curves(tmp_path):
         (("inpaint", 0, "--mask", "no.png"), "cannot read the mask no.png"),
         (("inpaint", 0, "--mask", "blur:std=1"), "'blur' is no mask"),
         (("inpaint", 0, "--mask", "midle-box"), "did you mean 'middle-box'?"),
+        (("inpaint", 0, "--mask", "no.npy"), "cannot read the mask no.npy"),
+        (("inpaint", 0, "--mask", "linear"), "'linear' is no mask"),
+        (("inpaint", 0, "--mask", "mask"), "'mask' is for Python alone; accepted: half, middle"),
+        (("inpaint", 0, "--mask", "."), "cannot read the mask ."),
+        (("inpaint", 0, "--method", "smc:particles=2.5"), "should be a valid integer"),
+        (("inpaint", 0, "--method", "smc:threshold=x"), "method.threshold: input should be"),
+        (("inpaint", 0, "--method", "pgdm", "--set", "name=dps"), "the method is named by"),
+        (("inpaint", 0, "--json", ""), "cannot write '.'"),
+        (("inpaint", 0, "--seed", 2**63), "is not in the range"),
+        (("inpaint", "²"), "no item at '²'"),
+        (("solve", 0, "--operator", "custom"), "'custom' is for Python alone; accepted: average"),
         (("inpaint", 0, "--invert"), "--invert is about the picture of a mask"),
         (("inpaint", 0, "--out", "x.jpg"), "accepted are .png and .npy"),
         (("inpaint", 0, "--cfg", 2), "--cfg needs a class-conditional model"),
