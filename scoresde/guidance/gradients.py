@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 @contextmanager
 def recording() -> Iterator[bool]:
     """Records a graph, whatever the caller does; yields whether the caller records one too."""
     kept = torch.is_grad_enabled()
-    with torch.inference_mode(False), torch.enable_grad():
+    # Fused attention has no second derivative.
+    plain = sdpa_kernel(SDPBackend.MATH) if kept else nullcontext()
+    with torch.inference_mode(False), torch.enable_grad(), plain:
         yield kept
 
 

@@ -176,3 +176,25 @@ def test_refusals():
         Classifier(score, mixture.classifier(sd.VE()))
     with pytest.raises(sd.ConfigError, match="Classifier needs a finite scale"):
         Classifier(score, classifier, float("inf"))
+
+
+def test_classifiers_with_attention_are_differentiated_twice():
+    """As the methods of inverse problems, and likelihoods, differentiate a guided score."""
+    torch.manual_seed(0)
+    net = sd.nets.ADMClassifier(
+        (1, 8, 8), num_classes=3, width=32, multipliers=(1, 2), blocks=1, attention=(0, 1)
+    )
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    classifier = sd.NoisyClassifier(net, sd.VP(), shape=(1, 8, 8), num_classes=3)
+    law = sd.GaussianMixture([1.0], torch.zeros(1, 1, 8, 8), [0.5])
+    led = Classifier(law.score(sd.VP()), classifier, 2.0)
+    x, y = torch.randn(2, 1, 8, 8), torch.tensor([0, 2])
+    operator = sd.inverse.AveragePool((1, 8, 8), 4)
+    method = sd.inverse.PGDM(led, operator, torch.zeros(1, 1, 2, 2), 0.1)
+    with torch.no_grad():
+        assert bool(method(x, 0.3, y=y).isfinite().all())
+    with torch.enable_grad():
+        x.requires_grad_()
+        (second,) = torch.autograd.grad(led(x, 0.3, y=y).sum(), x)
+    assert bool(second.isfinite().all())
