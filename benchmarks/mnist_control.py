@@ -36,24 +36,23 @@ from scoresde.data import load
 from scoresde.pictures import tile
 from scoresde.sheet import Column, sheet, uncertainty
 
-SCALES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
+SCALES = (0.0, 1.0, 2.0, 3.0, 5.0)
 INPAINT: list[tuple[str, str, dict[str, Any], int]] = [
-    ("replacement", "zoo:mnist", {"name": "replacement"}, 99),
-    ("replacement", "zoo:mnist", {"name": "replacement"}, 499),
+    ("replacement", "zoo:mnist", {"name": "replacement"}, 49),
+    ("replacement", "zoo:mnist", {"name": "replacement"}, 249),
     ("RePaint", "zoo:mnist", {"name": "repaint"}, 10),
     ("RePaint", "zoo:mnist", {"name": "repaint"}, 50),
-    ("DDRM", "zoo:mnist", {"name": "ddrm"}, 99),
-    ("DiffPIR", "zoo:mnist", {"name": "diffpir"}, 99),
-    ("DPS", "zoo:mnist", {"name": "dps"}, 49),
-    ("PGDM", "zoo:mnist", {"name": "pgdm"}, 49),
-    ("TMPD", "zoo:mnist", {"name": "tmpd"}, 32),
-    ("MMPS", "zoo:mnist", {"name": "mmps"}, 49),
-    ("16 particles", "zoo:mnist", {"name": "smc", "particles": 16}, 50),
+    ("DDRM", "zoo:mnist", {"name": "ddrm"}, 49),
+    ("DiffPIR", "zoo:mnist", {"name": "diffpir"}, 49),
+    ("DPS", "zoo:mnist", {"name": "dps"}, 24),
+    ("PGDM", "zoo:mnist", {"name": "pgdm"}, 24),
+    ("TMPD", "zoo:mnist", {"name": "tmpd"}, 16),
+    ("MMPS", "zoo:mnist", {"name": "mmps"}, 12),
     ("trained on masks", "zoo:mnist-given", {"name": "trained"}, 19),
-    ("trained on masks", "zoo:mnist-given", {"name": "trained"}, 99),
+    ("trained on masks", "zoo:mnist-given", {"name": "trained"}, 49),
 ]
 """Title, model, section and steps of the methods."""
-SUPERRES = [row for row in INPAINT if row[0] != "trained on masks" and row[3] != 499]
+SUPERRES = [row for row in INPAINT if row[0] != "trained on masks" and row[3] != 249]
 
 
 class Judge:
@@ -242,12 +241,12 @@ def main() -> None:
     parser.add_argument("--given", default="zoo:mnist-given", help="model of classes and masks")
     parser.add_argument("--classifier", help="of noisy items, for guidance")
     parser.add_argument("--judge", required=True, help="classifier of clean items")
-    parser.add_argument("--samples", type=int, default=1000, help="of each scale")
-    parser.add_argument("--steps", type=int, default=20, help="of each sample, for guidance")
-    parser.add_argument("--items", type=int, default=50, help="images to restore")
-    parser.add_argument("--draws", type=int, default=4, help="results of each")
+    parser.add_argument("--samples", type=int, default=200, help="of each scale")
+    parser.add_argument("--steps", type=int, default=15, help="of each sample, for guidance")
+    parser.add_argument("--items", type=int, default=16, help="images to restore")
+    parser.add_argument("--draws", type=int, default=3, help="results of each")
     parser.add_argument("--noise", type=float, default=0.0)
-    parser.add_argument("--batch", type=int, default=25, help="images at once")
+    parser.add_argument("--batch", type=int, default=16, help="images at once")
     parser.add_argument("--show", type=int, nargs="*", default=[0, 1], help="images to draw")
     parser.add_argument("--out", type=Path, default=Path("runs/control"))
     args = parser.parse_args()
