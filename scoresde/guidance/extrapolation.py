@@ -18,15 +18,12 @@ from ..classifier import misfit
 from ..config import ConfigError
 from ..model import Cost, cost
 from ..sde.base import as_time
-from ..wrapped import Wrapped
+from .guided import Guided
 from .readings import Reading, read, within
 
 
-class Extrapolation(Wrapped):
+class Extrapolation(Guided):
     """Base of guidance by two scores: a subclass gives both, and the reference alone."""
-
-    scale: float
-    interval: tuple[float, float] | None
 
     @abstractmethod
     def _reference(self, cond: dict[str, Any], x: Tensor) -> tuple[Any, dict[str, Any]]:
@@ -58,24 +55,6 @@ class Extrapolation(Wrapped):
         if inside is not True:
             guided = torch.where(inside.to(x.device), guided, wanted)
         return Reading(guided, variance)
-
-    def __call__(self, x: Tensor, t: float | Tensor, **cond: Any) -> Tensor:
-        """The guided score, of the shape of ``x``."""
-        return self._guided("score", x, t, cond).value
-
-    def denoise(self, x: Tensor, t: float | Tensor, **cond: Any) -> Tensor:
-        """The guided denoised data, of the shape of ``x``."""
-        return self._guided("denoised", x, t, cond).value
-
-    def noise_and_variance(
-        self, x: Tensor, t: float | Tensor, **cond: Any
-    ) -> tuple[Tensor, Tensor | None]:
-        """The guided noise, and what the wanted score says of the variance, None if nothing."""
-        return self._guided("noise", x, t, cond)
-
-    def noise(self, x: Tensor, t: float | Tensor, **cond: Any) -> Tensor:
-        """The guided noise, of the shape of ``x``."""
-        return self._guided("noise", x, t, cond).value
 
     def cost(self, t: Tensor) -> Cost:
         """That of both scores within the interval, of the wanted one alone elsewhere."""

@@ -9,15 +9,12 @@ import torch
 from torch import Tensor
 
 from ..sde.base import as_time, match
-from ..wrapped import Wrapped
+from .guided import Guided
 from .readings import Reading, of_score, read, within
 
 
-class Pulled(Wrapped):
+class Pulled(Guided):
     """Base of ``score + scale v`` within an interval of noise levels, and ``score`` elsewhere."""
-
-    scale: float
-    interval: tuple[float, float] | None
 
     @abstractmethod
     def _kept(self, cond: dict[str, Any]) -> dict[str, Any]:
@@ -41,24 +38,6 @@ class Pulled(Wrapped):
         if inside is not True:
             moved = torch.where(inside.to(x.device), moved, value)
         return Reading(moved, variance)
-
-    def __call__(self, x: Tensor, t: float | Tensor, **cond: Any) -> Tensor:
-        """The guided score, of the shape of ``x``."""
-        return self._guided("score", x, t, cond).value
-
-    def denoise(self, x: Tensor, t: float | Tensor, **cond: Any) -> Tensor:
-        """The guided denoised data, of the shape of ``x``."""
-        return self._guided("denoised", x, t, cond).value
-
-    def noise_and_variance(
-        self, x: Tensor, t: float | Tensor, **cond: Any
-    ) -> tuple[Tensor, Tensor | None]:
-        """The guided noise, and what the wrapped score says of the variance, None if nothing."""
-        return self._guided("noise", x, t, cond)
-
-    def noise(self, x: Tensor, t: float | Tensor, **cond: Any) -> Tensor:
-        """The guided noise, of the shape of ``x``."""
-        return self._guided("noise", x, t, cond).value
 
     def active(self, t: Tensor) -> bool:
         """Whether guidance may be at work at ``t``."""
