@@ -200,7 +200,7 @@ def check_target(place: Path, overwrite: bool) -> None:
     """Refuses, before any work, a target that is a file, or holds anything to be kept."""
     if place.is_file():
         raise ValueError(f"cannot write {place}: it is a file, and a model is a folder")
-    options.check_writable(place)
+    options.check_writable(place, is_folder=True)
     held = sorted(p.name for p in place.iterdir()) if place.is_dir() else []
     if not held:
         return

@@ -179,11 +179,11 @@ def check_apart(*files: Path | None) -> None:
         check_writable(each)
 
 
-def check_writable(file: Path | None) -> None:
-    """Refuses, before any work, a file that could not be written in the end."""
+def check_writable(file: Path | None, is_folder: bool = False) -> None:
+    """Refuses, before any work, a file, or a folder, that could not be written in the end."""
     if file is None:
         return
-    if not file.name or file.is_dir():
+    if not is_folder and (not file.name or file.is_dir()):
         raise ValueError(f"cannot write {str(file)!r}: it is a folder, or no name")
     folder = file.parent
     while not folder.exists():
