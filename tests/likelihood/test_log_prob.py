@@ -379,8 +379,18 @@ def test_dropout_is_off_and_restored_after_an_error():
     x = torch.randn(4, 3)
     first, second = (sd.log_prob(model, x, method="rk4", steps=4) for _ in range(2))
     assert torch.equal(first.log_prob, second.log_prob)
-    with pytest.raises(TypeError):
+    with pytest.raises(ValueError, match="takes no condition 'unknown_condition'"):
         sd.log_prob(model, x, unknown_condition=1)
+    assert model.training
+
+    class Broken(Net):
+        def forward(self, x, c_noise):
+            assert not self.training
+            raise RuntimeError("broken")
+
+    model = sd.ScoreModel(Broken(), sd.VP(), sd.V()).train()
+    with pytest.raises(RuntimeError, match="broken"):
+        sd.log_prob(model, x)
     assert model.training
 
 
