@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -86,7 +87,7 @@ class Workers(Generic[T]):
                     sampler=sampler,
                     num_workers=self._count,
                     collate_fn=_as_it_is,
-                    worker_init_fn=_ignore_interrupts,
+                    worker_init_fn=_keep_quiet,
                     multiprocessing_context=self._context,
                     generator=torch.Generator(),  # else it draws from the global one
                 )
@@ -108,9 +109,20 @@ def _as_it_is(read: Any) -> Any:
     return read
 
 
-def _ignore_interrupts(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the one that trains ends the others."""
+def _keep_quiet(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal; the one that trains ends the others.
+
+    It may leave in the middle of taking what a worker hands over, of which the worker's thread
+    for that would print a traceback.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.excepthook = _unless_left
+
+
+def _unless_left(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """Prints an error that nobody has caught, but not that the other side has gone."""
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, trace)
 
 
 @contextmanager
