@@ -25,14 +25,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import scipy.linalg
 import torch
 from torch import Tensor
 
 import scoresde as sd
 from scoresde import guidance, inverse
 from scoresde.data import load
+from scoresde.metrics import frechet
 from scoresde.pictures import tile
 from scoresde.sheet import Column, sheet, uncertainty
 
@@ -69,16 +68,9 @@ class Judge:
         x = self.model.scaler.encode(self.model.scaler.decode(x), dequantize=False).float()
         return torch.cat([self.net(part, self.t) for part in x.split(500)])
 
-    def features(self, x: Tensor) -> np.ndarray:
+    def features(self, x: Tensor) -> Tensor:
         """Bounded log-probabilities, as features."""
-        return self(x).clamp_min(-12).double().numpy()
-
-
-def frechet(a: np.ndarray, b: np.ndarray) -> float:
-    """``|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))`` of two sets of features."""
-    ca, cb = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    root = scipy.linalg.sqrtm(ca @ cb).real
-    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(ca + cb - 2 * root))
+        return self(x).clamp_min(-12)
 
 
 def guided(args: argparse.Namespace) -> list[dict[str, Any]]:

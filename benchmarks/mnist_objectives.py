@@ -17,7 +17,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import scipy.linalg
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -26,6 +25,7 @@ from torch.nn import functional
 import scoresde as sd
 from scoresde.data import load
 from scoresde.likelihood.dataset import dataset_log_prob
+from scoresde.metrics import frechet
 from scoresde.training.summary import cost
 
 MODELS = {
@@ -87,15 +87,8 @@ def classifier(x: Tensor, y: Tensor) -> Classifier:
 
 
 @torch.no_grad()
-def features(net: Classifier, x: Tensor) -> np.ndarray:
-    return torch.cat([net.features(part) for part in x.split(500)]).double().numpy()
-
-
-def frechet(a: np.ndarray, b: np.ndarray) -> float:
-    """``|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))`` of two sets of features."""
-    ca, cb = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    root = scipy.linalg.sqrtm(ca @ cb).real
-    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(ca + cb - 2 * root))
+def features(net: Classifier, x: Tensor) -> Tensor:
+    return torch.cat([net.features(part) for part in x.split(500)])
 
 
 def scaled(x: Tensor) -> Tensor:

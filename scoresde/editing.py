@@ -27,7 +27,7 @@ from .latents import Latents, decode, encode, rms
 from .noise import KeyedNoise, normal
 from .samples import Samples
 from .sampling import initial, sample
-from .sde.base import GaussianSDE
+from .sde.base import GaussianSDE, repeated
 from .sde.vp import VP
 
 
@@ -90,13 +90,9 @@ def edit(
     x = noised(score, x0, start, draws, seed, start_index, device, dtype)
     if keep is not None:
         settings["solver"] = _keeping(score, keep, x0, draws, settings.get("solver"))
-    repeated: dict[str, Any] = {
-        k: v.repeat_interleave(draws, 0) if isinstance(v, Tensor) and v.ndim else v
-        for k, v in settings.items()
-    }
     return sample(
         score, x_T=x, t_start=start, seed=seed, start_index=start_index,
-        device=device, dtype=dtype, **repeated,
+        device=device, dtype=dtype, **repeated(settings, draws),
     )  # fmt: skip
 
 

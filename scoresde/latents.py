@@ -24,7 +24,7 @@ from .config import describe
 from .model import evaluating, per_sample
 from .noise import KeyedNoise
 from .sampling import Samples, initial, pick, place, reporting, sample
-from .sde.base import as_time
+from .sde.base import as_time, repeated
 from .solvers.base import Callback, Solver
 from .sphere import slerp
 
@@ -226,11 +226,7 @@ def interpolate(
     shares = torch.linspace(0, 1, count, dtype=torch.float64, device=start.z.device)
     first, last = (part.z.repeat_interleave(count, 0) for part in (start, end))
     z = slerp(first, last, shares.repeat(n))
-    repeated: dict[str, Any] = {
-        k: v.repeat_interleave(count, 0) if isinstance(v, Tensor) and v.ndim else v
-        for k, v in settings.items()
-    }
-    samples = decode(score, z, **repeated)
+    samples = decode(score, z, **repeated(settings, count))
     x = samples.x.reshape(n, count, *a.shape[1:])
     errors = [rms(x[:, 0] - a.to(x)), rms(x[:, -1] - b.to(x))]
     return Interpolation(x, start, end, torch.stack(errors, 1), samples)

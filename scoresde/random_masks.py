@@ -48,7 +48,7 @@ def random_masks(
         elif kind == "outside":
             found.append(_in_boxes(grid, boxes[:, :1])[:, 0])
         elif kind == "strokes":
-            found.append(_distance(grid, corners) > 0.03 + 0.12 * width[:, None])
+            found.append(to_lines(grid, corners) > 0.03 + 0.12 * width[:, None])
         else:
             found.append(single < rate[:, None])
     chosen = (u[:, 0] * len(kinds)).long().clamp_max(len(kinds) - 1)
@@ -73,8 +73,8 @@ def _in_boxes(grid: Tensor, u: Tensor) -> Tensor:
     return inside & (first[:, None] | (there < 0.5))
 
 
-def _distance(grid: Tensor, corners: Tensor) -> Tensor:
-    """Distance of each entry to the line through the corners, ``(B, P)``."""
+def to_lines(grid: Tensor, corners: Tensor) -> Tensor:
+    """Distance of each place ``(P, axes)`` to each line ``(B, corners, axes)``, ``(B, P)``."""
     start, way = corners[:, :-1, None], (corners[:, 1:] - corners[:, :-1])[:, :, None]
     to = grid - start
     along = ((to * way).sum(3) / way.square().sum(3).clamp_min(1e-12)).clamp(0, 1)

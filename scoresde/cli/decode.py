@@ -72,8 +72,7 @@ def command(
     if not 1 <= len(arguments) <= 2:
         raise click.UsageError("decode takes a file of latents, and before it a run if you like")
     file, target = Path(arguments[-1]), out or Path("decoded.png")
-    if target.suffix not in (".png", ".npy"):
-        raise ValueError(f"cannot write {target}: accepted are .png and .npy")
+    options.check_drawn(target)
     options.check_apart(target, json_file)
     latents = read_latents(file)
     known = latents.settings

@@ -109,8 +109,7 @@ def command(
     from .items import read_item
     from .latent_files import settings_of
 
-    if out.suffix not in (".png", ".npy"):
-        raise ValueError(f"cannot write {out}: accepted are .png and .npy")
+    options.check_drawn(out)
     options.check_apart(out, json_file)
     if strength is not None and t_start is not None:
         raise ValueError("--strength and --t-start say the same thing: give one of them")

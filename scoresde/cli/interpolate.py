@@ -82,8 +82,7 @@ def command(
     from .items import encode_items, read_item
     from .latent_files import labels_for, round_trip, round_trip_line, settings_of
 
-    if out.suffix not in (".png", ".npy"):
-        raise ValueError(f"cannot write {out}: accepted are .png and .npy")
+    options.check_drawn(out)
     options.check_apart(out, json_file)
     device = options.pick_device(device_name)
     model = load(run, weights=weights, device=device)

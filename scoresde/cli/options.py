@@ -169,6 +169,12 @@ def on_screen() -> bool:
     return sys.stderr.isatty() and leads()
 
 
+def check_drawn(file: Path) -> None:
+    """Refuses a file that is neither a picture nor an array."""
+    if file.suffix not in (".png", ".npy"):
+        raise ValueError(f"cannot write {file}: accepted are .png and .npy")
+
+
 def check_apart(*files: Path | None) -> None:
     """Refuses, before any work, one file for two things, or one that could not be written."""
     given = [file.absolute() for file in files if file is not None]

@@ -122,8 +122,7 @@ def restore(
     from .restored import about_run, beside, figures, lines
 
     out = chosen.out or Path(f"{command}.png")
-    if out.suffix not in (".png", ".npy"):
-        raise ValueError(f"cannot write {out}: accepted are .png and .npy")
+    options.check_drawn(out)
     options.check_apart(out, chosen.json_file)
     chosen.guide.check()
     device = options.pick_device(chosen.device_name)

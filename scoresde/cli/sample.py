@@ -123,8 +123,8 @@ def command(
     from ..config import describe
     from ..sampling import solver_of
 
-    if out is not None and out.suffix not in (".png", ".npy"):
-        raise ValueError(f"cannot write {out}: accepted are .png and .npy")
+    if out is not None:
+        options.check_drawn(out)
     guide.check()
     device = world.device(device_name)
     model = load(run, weights=weights, device=device)

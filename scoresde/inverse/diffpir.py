@@ -35,10 +35,7 @@ class DiffPIR(Measured):
     strength: float = 1.0
 
     products: ClassVar[int] = 0
-    default_solver: ClassVar[dict[str, Any]] = {
-        "name": f"{Renoise.__module__}.{Renoise.__qualname__}",
-        "zeta": 0.8,
-    }
+    default_solver: ClassVar[Any] = Renoise(0.8)
 
     name: ClassVar[str] = "diffpir"
 

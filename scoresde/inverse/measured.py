@@ -24,10 +24,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..model import Cost, cost
+from ..model import Cost, cost, modules_of
 from ..sde.base import as_time, match
 from ..wrapped import Wrapped
 from .operator import Operator, check_noise
@@ -62,8 +62,8 @@ class Measured(Wrapped):
     own: ClassVar[tuple[str, ...]] = ("measurement",)
     products: ClassVar[int] = 1
     """Products with the Jacobian of the wrapped score in one call."""
-    default_solver: ClassVar[dict[str, Any]] = {"name": "ddim", "eta": 1.0}
-    """Section of the solver that came closest to exact posteriors; see each method."""
+    default_solver: ClassVar[Any] = {"name": "ddim", "eta": 1.0}
+    """The solver, or its section, that came closest to exact posteriors; see each method."""
     default_grid: ClassVar[str] = "logistic"
     """Where its steps lie when not told."""
     default_steps: ClassVar[int] = 100
@@ -124,10 +124,7 @@ class Measured(Wrapped):
     @property
     def _learned(self) -> bool:
         """Whether the covariance is that of a network, and not exact."""
-        score = self.score
-        while not isinstance(score, nn.Module) and hasattr(score, "score"):
-            score = score.score
-        return isinstance(score, nn.Module)
+        return next(modules_of(self.score), None) is not None
 
     @property
     def scale(self) -> float:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..noise import KeyedNoise
+from ..random_masks import to_lines
 from .mask import Mask
 from .shapes import item_shape, spatial, spatial_axes
 
@@ -198,28 +199,19 @@ class Strokes(Region):
             )
         sizes, least = torch.tensor(space).double(), min(space)
         axes = [torch.arange(n).double() for n in space]
-        grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
+        grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, len(space))
         radius = max(self.thickness * least / 2, math.sqrt(len(space)) / 2)
         noise = KeyedNoise(self.seed)
         batch = (self.strokes, len(space))
         place = noise.uniform(batch, dtype=torch.float64) * (sizes - 1)
         direction = noise.normal(batch, dtype=torch.float64)
-        known = torch.ones(space, dtype=torch.bool)
+        corners = [place]
         for _ in range(self.parts):
             direction = direction / direction.norm(dim=1, keepdim=True)
-            end = (place + self.length * least * direction).clamp_min(0).minimum(sizes - 1)
-            for a, b in zip(place, end, strict=True):
-                known &= _distance(grid, a, b) > radius
-            place = end
+            place = (place + self.length * least * direction).clamp_min(0).minimum(sizes - 1)
+            corners.append(place)
             direction = direction + 0.5 * noise.normal(batch, dtype=torch.float64)
-        return known
-
-
-def _distance(grid: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Of each place of the grid to the segment from ``a`` to ``b``."""
-    way = b - a
-    share = ((grid - a) @ way / way.square().sum().clamp_min(1e-12)).clamp(0, 1)
-    return (grid - a - share[..., None] * way).norm(dim=-1)
+        return (to_lines(grid, torch.stack(corners, 1)) > radius).all(0).reshape(space)
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,5 +5,6 @@ therefore also gives the value that real items reach among themselves (``floor``
 """
 
 from .distances import MMD, Distance, SlicedWasserstein, wasserstein2
+from .frechet import frechet
 
-__all__ = ["MMD", "Distance", "SlicedWasserstein", "wasserstein2"]
+__all__ = ["MMD", "Distance", "SlicedWasserstein", "frechet", "wasserstein2"]

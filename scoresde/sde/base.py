@@ -301,6 +301,14 @@ def _derivative(fn: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
     return torch.func.jvp(fn, (t,), (torch.ones_like(t),))[1]
 
 
+def repeated(cond: dict[str, Any], count: int) -> dict[str, Any]:
+    """The conditions of a batch as those of ``count`` samples of each of its own, in a row."""
+    return {
+        k: v.repeat_interleave(count, 0) if isinstance(v, Tensor) and v.ndim else v
+        for k, v in cond.items()
+    }
+
+
 def select(cond: dict[str, Any], rows: Tensor | slice) -> dict[str, Any]:
     """The conditions of some samples of a batch."""
     return {k: v[rows] if isinstance(v, Tensor) and v.ndim else v for k, v in cond.items()}
