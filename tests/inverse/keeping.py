@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -37,6 +39,35 @@ def point(sde: sd.GaussianSDE, x0: Tensor = POINT) -> sd.analytic.MixtureScore:
 
 def levels(sde: sd.GaussianSDE, t: float) -> tuple[float, float]:
     return float(sde.alpha(t)), float(sde.sigma(t))
+
+
+def measured(noise_std: float) -> tuple[room.Linear, Tensor, Tensor]:
+    """:func:`turned`, its ``V``, and a measurement of ``POINT`` with some noise."""
+    operator, v = turned()
+    noise = torch.tensor([[0.8, -1.1, 0.5, 0.0]], dtype=torch.float64)
+    return operator, v, operator(POINT) + noise_std * noise
+
+
+def follows_the_law(sde: sd.GaussianSDE, t: float, x: Tensor, noise_std: float) -> list[bool]:
+    """Fails unless states at ``t`` have the law of the process, given the data and ``y``.
+
+    With ``m`` and ``tau`` of :func:`measured`: above ``tau`` a coefficient is ``m`` with more
+    noise, below it a Brownian bridge in ``q^2`` from the data to ``m``.
+
+    Returns:
+        Which coefficients are above.
+    """
+    operator, v, y = measured(noise_std)
+    m, x0 = (operator.pinv(y) @ v)[0], (POINT @ v)[0]
+    tau = torch.where(VALUES > 0, noise_std / VALUES, math.inf)
+    alpha, sigma = levels(sde, t)
+    q2 = (sigma / alpha) ** 2
+    above = q2 >= tau**2
+    share = torch.where(above, 0, q2 / tau**2)
+    mean = torch.where(above, m, x0 + share * (m - x0))
+    power = torch.where(above, q2 - tau**2, q2 * (1 - share))
+    close_to(x @ v, alpha * mean, alpha * power.clamp_min(0).sqrt())
+    return above.tolist()
 
 
 def close_to(c: Tensor, mean: Tensor, std: Tensor) -> None:

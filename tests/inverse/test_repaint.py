@@ -6,7 +6,14 @@ import math
 
 import pytest
 import torch
-from keeping import LAWS, POINT, VALUES, close_to, levels, nothing, point, turned
+from keeping import (
+    LAWS,
+    close_to,
+    follows_the_law,
+    measured,
+    nothing,
+    point,
+)
 
 import scoresde as sd
 from scoresde.inverse import operators as room
@@ -100,20 +107,10 @@ def test_progress_knows_all_moves(monkeypatch, mixture):
 @pytest.mark.parametrize("name", list(LAWS))
 @pytest.mark.parametrize("noise_std", [0.0, 0.6])
 def test_state_at_every_visit_has_the_law_of_the_process_given_y_and_the_data(name, noise_std):
-    sde, (operator, v) = LAWS[name](), turned()
-    y = operator(POINT) + noise_std * torch.tensor([[0.8, -1.1, 0.5, 0.0]], dtype=D)
-    m = (operator.pinv(y) @ v)[0]
-    tau = torch.where(VALUES > 0, noise_std / VALUES, math.inf)
-    x0, moves = (POINT @ v)[0], []
+    sde, (operator, _, y), moves = LAWS[name](), measured(noise_std), []
 
     def check(step, t, x):
-        alpha, sigma = levels(sde, t)
-        q2 = (sigma / alpha) ** 2
-        above = q2 >= tau**2
-        share = torch.where(above, 0, q2 / tau**2)
-        mean = torch.where(above, m, x0 + share * (m - x0))
-        power = torch.where(above, q2 - tau**2, q2 * (1 - share))
-        close_to(x @ v, alpha * mean, alpha * power.clamp_min(0).sqrt())
+        follows_the_law(sde, t, x, noise_std)
         moves.append(t)
 
     solver = RePaint(operator, y, noise_std, "ancestral", jump_length=2, jump_n_sample=2)
